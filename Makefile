@@ -1,0 +1,64 @@
+# `make` alone lists the commands. Each is one line of plain shell that you can also type yourself.
+.DEFAULT_GOAL := help
+.PHONY: help demo setup download archive archives start stop status predict test lint lock starters clean
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV ?= .venv
+MODE ?= sequence_classification
+CONFIG ?= artifacts/$(MODE)/model-config.yaml
+TEXT ?= The staff were friendly and the room was spotless.
+VERSION ?= 1.0
+RUN = $(VENV)/bin/python -m
+export TORCH_INDEX_URL
+
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: setup  ## everything from nothing: environment, weights, archive, server, a prediction; leaves the server up
+	@$(RUN) scripts.build_archive --mode sequence_classification
+	@$(RUN) scripts.server start --replace
+	@$(RUN) scripts.predict "$$TEXT"
+	@echo 'Try your own: make predict TEXT="..."    The end: make stop'
+
+setup:  ## make .venv from requirements.lock (PYTHON=python3.12 chooses, TORCH_INDEX_URL=... takes torch from there)
+	@$(PYTHON) scripts/setup_environment.py $(VENV)
+
+download: setup  ## prepare weights in models/ [MODE= | CONFIG=] [MODEL=hub id or folder] [REVISION=] [PICKLE=]
+	@$(RUN) scripts.download_models --config $(CONFIG) $(if $(MODEL),--model $(MODEL)) $(if $(REVISION),--revision $(REVISION)) $(if $(PICKLE),--pickle $(PICKLE))
+
+archive: setup  ## build model_store/<name>.mar [MODE= | CONFIG=] [VERSION=1.0]
+	@$(RUN) scripts.build_archive --config $(CONFIG) --version $(VERSION)
+
+archives: setup  ## build the archive of every folder in artifacts/
+	@for config in artifacts/*/model-config.yaml; do $(RUN) scripts.build_archive --config $$config || exit 1; done
+
+start: setup  ## serve every archive in model_store/ on 127.0.0.1, and return when they answer
+	@$(RUN) scripts.server start
+
+stop: setup  ## stop the server
+	@$(RUN) scripts.server stop
+
+status: setup  ## show the server's addresses and models
+	@$(RUN) scripts.server status
+
+predict: export TEXT := $(TEXT)
+predict: setup  ## classify TEXT="..." with the running server
+	@$(RUN) scripts.predict "$$TEXT" --model $(MODE)
+
+demo: export TEXT := $(TEXT)
+
+test: setup  ## run all tests [ARGS=...]
+	@$(RUN) pytest $(ARGS)
+
+lint: setup  ## check style and types
+	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
+
+lock: setup  ## renew requirements.lock from pyproject.toml, for every supported Python
+	@$(RUN) scripts.lock
+
+starters: setup  ## train the starter models again
+	@$(RUN) pip install -q peft && $(RUN) scripts.train_starters
+
+clean:  ## remove what was built: environment, weights, archives, logs
+	rm -rf .venv .run models model_store logs

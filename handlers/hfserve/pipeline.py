@@ -1,0 +1,205 @@
+"""The data path of one batch of calls: parse -> encode -> forward -> decode, each row alone in its faults.
+
+Calls with equal parameters share forward passes. The rows of a pass are of like length, because every row is padded to
+the longest one of its pass. A pass that fails is halved until the row at fault stands alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from hfserve.config import Config
+from hfserve.engines import engine_class
+from hfserve.engines.base import Engine
+from hfserve.errors import ConfigError, OutOfMemory, RequestError, TooLarge, TooSlow, isolated, report
+from hfserve.tasks import TASKS
+from hfserve.tasks.base import Json, Refused, Task, Truncation, parameters
+from hfserve.wire import Answer, Call
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One item of one call, on its way through the model. `place` is its index in the call, `field` names it there."""
+
+    call: int
+    place: int
+    field: str
+    item: Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the model says of one row."""
+
+    value: Json
+    truncated: Truncation | None
+
+
+class Pipeline:
+    """A task and an engine, ready to answer. It needs no server: `Pipeline.load(...).answer([Call("I loved it.")])`."""
+
+    def __init__(self, task: Task, engine: Engine, config: Config) -> None:
+        self.task = task
+        self.engine = engine
+        self.config = config
+
+    @classmethod
+    def load(cls, model_dir: Path, config: Config, device: torch.device) -> Pipeline:
+        """Load task and engine from a model folder and run them once. Raises ConfigError.
+
+        Where the first engine does not work on this machine the next is taken, with one warning that says why.
+        """
+        mode = config.handler.mode
+        if mode not in TASKS:
+            raise ConfigError(f"handler.mode {mode!r} is unknown: choose one of {', '.join(TASKS)}.")
+        task = TASKS[mode](model_dir, config.handler)
+        *preferred, last = config.engines
+        for name in preferred:
+            try:
+                return cls._start(task, name, model_dir, config, device)
+            except ConfigError:
+                raise
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0]
+                logger.warning("Engine %r does not work here, %r serves instead: %s", name, last, reason)
+        return cls._start(task, last, model_dir, config, device)
+
+    @classmethod
+    def _start(cls, task: Task, engine: str, model_dir: Path, config: Config, device: torch.device) -> Pipeline:
+        pipeline = cls(task, engine_class(engine).load(model_dir, task, config, device), config)
+        try:
+            pipeline.warm_up()
+        except IndexError as error:  # a position or a token id the model has no embedding for
+            raise ConfigError(
+                "The model fails on the longest text its files allow: set handler.max_length lower "
+                "(its tokenizer may also be another model's)."
+            ) from error
+        return pipeline
+
+    def warm_up(self) -> None:
+        """Run every kind of shape once: one row and two, the shortest and the longest. Raises what the model raises.
+
+        It compiles what has to be compiled before the first request, and proves that the model takes its longest text.
+        """
+        shortest, longest = self.task.samples()
+        for items in ([shortest], [shortest, shortest], [longest], [longest, shortest]):
+            self._pass(items, self.task.Params())
+
+    def answer(self, calls: Sequence[Call]) -> list[Answer | RequestError]:
+        """Answer each call, in order; a call's error is its own."""
+        deadline = time.monotonic() + self.config.time_budget
+        rows: dict[Hashable, list[Row]] = defaultdict(list)  # by parameters
+        found: list[dict[int, Result | RequestError] | RequestError] = []
+        for index, call in enumerate(calls):
+            read = isolated(self._read, index, call)
+            found.append(read if isinstance(read, RequestError) else {})
+            if not isinstance(read, RequestError):
+                rows[read[0]] += read[1]
+        for params, group in rows.items():
+            for part in _passes(group, self.task, self.config.handler.max_rows):
+                for row, result in zip(part, self._run(part, params, deadline), strict=True):
+                    found[row.call][row.place] = result  # type: ignore[index]  # a call with rows has a dict
+        return [results if isinstance(results, RequestError) else _collect(results) for results in found]
+
+    def describe(self) -> dict[str, Json]:
+        """Return what the model description says of task and engine."""
+        limits = {"max_inputs": self.config.handler.max_inputs, "max_characters": self.config.handler.max_characters}
+        return {
+            "mode": self.task.name,
+            **self.task.describe(),
+            **limits,
+            "engine": self.engine.name,
+            "device": str(self.engine.device),
+            "precision": "fp32",
+        }
+
+    def _read(self, index: int, call: Call) -> tuple[Any, list[Row]]:
+        """Check a call's parameters and turn its payload into rows. Raises RequestError."""
+        params = parameters(self.task.Params, call.parameters)
+        try:
+            items = self.task.parse(call.payload)
+            self._check_size(items)
+        except RequestError as error:
+            raise error.under(call.root) from None
+        many = isinstance(call.payload, list)
+        return params, [Row(index, i, f"{call.root}[{i}]" if many else call.root, item) for i, item in enumerate(items)]
+
+    def _check_size(self, items: Sequence[Any]) -> None:
+        limits = self.config.handler
+        if len(items) > limits.max_inputs:
+            raise TooLarge(f"{len(items)} inputs, and a request may have {limits.max_inputs}: send them in parts.")
+        size = sum(map(self.task.size, items))
+        if size > limits.max_characters:
+            raise TooLarge(f"{size} characters, and a request may have {limits.max_characters}: send less at a time.")
+
+    def _run(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
+        """Answer every row of a pass; what fails is tried again in halves, until the row at fault stands alone."""
+        if time.monotonic() > deadline:
+            return [TooSlow("The batch took its whole time before this input's turn: try again, or send less.")] * len(
+                rows
+            )
+        try:
+            return list(self._pass([row.item for row in rows], params))
+        except Refused as refused:
+            errors = {i: error.under(rows[i].field) for i, error in refused.errors.items()}
+        except Exception as error:
+            errors = {0: _blame(error)} if len(rows) == 1 else {}
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        # outside of the except clauses: there the exception would keep the failed pass's tensors in memory
+        if errors:
+            rest = iter(self._run_rest([row for i, row in enumerate(rows) if i not in errors], params, deadline))
+            return [errors[i] if i in errors else next(rest) for i in range(len(rows))]
+        half = len(rows) // 2
+        return self._run(rows[:half], params, deadline) + self._run(rows[half:], params, deadline)
+
+    def _run_rest(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
+        return self._run(rows, params, deadline) if rows else []
+
+    def _pass(self, items: Sequence[Any], params: Any) -> Iterator[Result]:  # noqa: ANN401
+        """One forward pass: a result for each item, in order."""
+        batch = self.task.encode(items, params)
+        values = self.task.decode(self.task.forward(self.engine.run, batch, params), batch, params)
+        cut: Mapping[int, Truncation] = batch.truncated or {}
+        return (Result(value, cut.get(i)) for i, value in zip(range(len(items)), values, strict=True))
+
+
+def _passes(rows: Sequence[Row], task: Task, most: int) -> Iterator[list[Row]]:
+    """Cut rows into passes of at most `most`, like sizes together: a row is padded to the longest of its pass."""
+    ordered = sorted(rows, key=lambda row: task.size(row.item))
+    for start in range(0, len(ordered), most):
+        yield ordered[start : start + most]
+
+
+def _collect(results: Mapping[int, Result | RequestError]) -> Answer | RequestError:
+    """Put a call's results in order; one of its items in error is an error of the call."""
+    values, cut = [], {}
+    for place in sorted(results):
+        result = results[place]
+        if isinstance(result, RequestError):
+            return result
+        values.append(result.value)
+        if result.truncated:
+            cut[place] = result.truncated
+    return Answer(values, cut)
+
+
+def _blame(error: Exception) -> RequestError:
+    """What to tell the sender of a row that fails alone."""
+    # torch raises OutOfMemoryError on an accelerator and a RuntimeError of its allocator on the CPU
+    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    if out_of_memory:
+        return OutOfMemory("This input alone needs more memory than the server has: send a shorter one.")
+    return report(error)

@@ -1,0 +1,357 @@
+"""Between TorchServe's rows and the data path: request row -> Call, answer -> status, content type and body text.
+
+The request forms of transformers, of plain text, of TorchServe's example, of KServe v1 and of the Open Inference
+Protocol (v2) all become one `Call`, and the answer goes back in the form the request came in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from email.message import Message
+from http import HTTPStatus
+from typing import Any, Protocol
+
+import yaml
+
+from hfserve.errors import BadRequest, RequestError, Unprocessable, UnsupportedMediaType, isolated
+from hfserve.tasks.base import Json, Task, Truncation
+
+QUOTED_LIMIT = 20_000  # characters of a single-quoted body we parse; TorchServe's sample files are far shorter
+BODY_NAMES = ("body", "data")  # the raw body, or the form field that holds it
+UNTYPED = "unknown/unknown"  # a body without a content type
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request, whatever form it came in.
+
+    payload: what the task parses; root: where it stood in the body, which error fields are relative to.
+    """
+
+    payload: Json
+    root: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    form: str = "plain"  # a key of FORMS
+    id: str | None = None  # the Open Inference Protocol's
+    short: bool = False  # Accept: text/plain
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A result for each item of a call; `truncated` tells of those that were cut."""
+
+    results: Sequence[Json]
+    truncated: Mapping[int, Truncation]
+
+
+class Describe:
+    """A management request for the model description, which TorchServe sends through the prediction queue."""
+
+
+class Context(Protocol):
+    """What we use of ts.context.Context."""
+
+    def get_all_request_header(self, idx: int) -> dict[str, Any]:
+        """Headers of row idx, and the content type of each of its parts under the part's name."""
+        ...
+
+    def set_response_status(self, code: int, phrase: str, idx: int) -> None:
+        """Status of row idx."""
+        ...
+
+    def set_response_header(self, idx: int, key: str, value: str) -> None:
+        """A header of row idx's response."""
+        ...
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describe | RequestError:
+    """Read one row of a TorchServe batch: `{part name: value}` and its headers. Never raises."""
+    return isolated(_parse, row, {str(name).lower(): value for name, value in headers.items()})
+
+
+def _parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describe:
+    if headers.get("describe") == "True":
+        return Describe()
+    if headers.get("explain") == "True":
+        raise Unprocessable("This archive answers predictions only: use /predictions.")
+    name = next((name for name in BODY_NAMES if name in row), None)
+    if name is None:
+        raise UnsupportedMediaType(
+            "No input found: send a JSON body with Content-Type: application/json, plain text, or a form field `data`."
+        )
+    call = _read_form(_read_body(row[name], _content_type(headers.get(name))))
+    if "parameters" in row:  # a form field beside `data`
+        parameters = row["parameters"]
+        if isinstance(parameters, str | bytes | bytearray):
+            parameters = _read_json(_text(parameters, "utf-8"), "parameters")
+        call = replace(call, parameters=_object(parameters, "parameters"))
+    return replace(call, short=_prefers_text(str(headers.get("accept", ""))))
+
+
+def _content_type(part: object) -> Message:
+    """Media type and charset of a part; TorchServe keeps them under the part's name."""
+    message = Message()
+    message["content-type"] = (part.get("content-type") if isinstance(part, Mapping) else "") or UNTYPED
+    return message
+
+
+def _read_body(value: object, content_type: Message) -> Json:
+    """Turn a body into what it says: by its content type where it has one, by its look where it has none."""
+    media_type = content_type.get_content_type()
+    if media_type not in READERS:
+        known = ", ".join(kind for kind in READERS if kind != UNTYPED)
+        raise UnsupportedMediaType(f"Content type {media_type!r} is not read here: send {known}.")
+    if not isinstance(value, bytes | bytearray):
+        return value  # TorchServe has decoded it: exactly application/json to what it says, text/plain to a string
+    text = _text(value, content_type.get_content_charset("utf-8"))
+    if not text.strip():
+        raise BadRequest("The body is empty: send a text, or JSON with `inputs`.")
+    return READERS[media_type](text)
+
+
+def _text(value: str | bytes | bytearray, charset: str) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return value.decode(charset)
+    except LookupError:
+        raise UnsupportedMediaType(f"Charset {charset!r} is unknown: send UTF-8.") from None
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"The body is not valid {charset} from byte {error.start} on: send UTF-8.") from None
+
+
+def _read_json(text: str, where: str = "") -> Json:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadRequest(f"Not valid JSON: {error.msg} at line {error.lineno} column {error.colno}.", where) from None
+    except (RecursionError, ValueError):
+        raise BadRequest("Not JSON we can read: nested too deep, or a number too long.", where) from None
+
+
+def _guess(text: str) -> Json:
+    """A body without a content type, as `curl -T file` sends it: JSON, TorchServe's single-quoted JSON, or a text."""
+    stripped = text.strip()
+    if stripped[0] not in "{[":
+        return text
+    try:
+        return json.loads(stripped)
+    except (RecursionError, ValueError):
+        return _quoted(stripped) or text
+
+
+def _quoted(text: str) -> dict[str, Any] | None:
+    """Read `{'text': 'so', 'target': 1}` as TorchServe's sample files have it; such an object is valid YAML."""
+    if len(text) > QUOTED_LIMIT or not text[1:].lstrip().startswith(("'", '"')):
+        return None
+    try:
+        found = yaml.safe_load(text)
+    except (RecursionError, ValueError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+READERS: dict[str, Callable[[str], Json]] = {
+    "application/json": _read_json,
+    "text/plain": lambda text: text,
+    "application/octet-stream": _guess,
+    UNTYPED: _guess,
+}
+
+
+def _read_form(body: Json) -> Call:
+    """Tell the request forms apart by their keys, and refuse a key that the form does not have."""
+    if isinstance(body, str | list):
+        return Call(body, "body")
+    if not isinstance(body, dict):
+        raise BadRequest('Send a text, a list of texts, or an object such as {"inputs": "..."}.')
+    rest = dict(body)
+    parameters = _object(rest.pop("parameters", None) or {}, "parameters")
+    call = _reader(rest)(rest)
+    for key in rest:
+        raise BadRequest('Unknown key beside the inputs; options stand under "parameters".', str(key))
+    return replace(call, parameters=parameters)
+
+
+def _reader(body: dict[str, Any]) -> Callable[[dict[str, Any]], Call]:
+    """Choose by its keys the function that takes a body's inputs out of it."""
+    if "instances" in body:
+        return _read_v1
+    if "inputs" not in body:
+        return _read_object
+    return _read_v2 if _has_tensors(body["inputs"]) else _read_inputs
+
+
+def _read_inputs(body: dict[str, Any]) -> Call:
+    return Call(body.pop("inputs"), "inputs")
+
+
+def _read_object(body: dict[str, Any]) -> Call:
+    """The form of TorchServe's example: the object itself is the input, and the task knows its keys."""
+    call = Call(dict(body), "")
+    body.clear()
+    return call
+
+
+def _read_v1(body: dict[str, Any]) -> Call:
+    instances = body.pop("instances")
+    if not isinstance(instances, list):
+        raise BadRequest("Give a list, one entry for each input.", "instances")
+    return Call(instances, "instances", form="v1")
+
+
+def _read_v2(body: dict[str, Any]) -> Call:
+    tensors = [_read_tensor(tensor, f"inputs[{i}]") for i, tensor in enumerate(body.pop("inputs"))]
+    identity = body.pop("id", None)
+    if identity is not None and not isinstance(identity, str):
+        raise BadRequest("Give a string.", "id")
+    if len(tensors) == 1:
+        return Call(tensors[0][1], "inputs[0].data", form="v2", id=identity)
+    names, columns = zip(*tensors, strict=True)
+    if len({len(column) for column in columns}) != 1:
+        raise BadRequest("The tensors differ in length: give each the same number of entries.", "inputs")
+    entries = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return Call(entries, "inputs", form="v2", id=identity)
+
+
+def _has_tensors(inputs: Json) -> bool:
+    return isinstance(inputs, list) and any(isinstance(entry, dict) and "datatype" in entry for entry in inputs)
+
+
+def _read_tensor(tensor: Json, where: str) -> tuple[str, list[str]]:
+    """Read a BYTES tensor of shape [n] or [n, 1] to its name and its n strings."""
+    tensor = _object(tensor, where)
+    if tensor.get("datatype") != "BYTES":
+        raise BadRequest("Texts are sent as BYTES.", f"{where}.datatype")
+    if not isinstance(tensor.get("name"), str):
+        raise BadRequest("Give the tensor a name.", f"{where}.name")
+    data, shape = tensor.get("data"), tensor.get("shape")
+    if not isinstance(data, list):
+        raise BadRequest("Give a list of strings.", f"{where}.data")
+    texts = [text for entry in data for text in (entry if isinstance(entry, list) else [entry])]
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise BadRequest("Give a string.", f"{where}.data[{i}]")
+    if shape not in ([len(texts)], [len(texts), 1]):
+        raise BadRequest(f"The data has {len(texts)} entries: the shape is [{len(texts)}].", f"{where}.shape")
+    return tensor["name"], texts
+
+
+def _object(value: Json, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadRequest("Give an object.", where)
+    return value
+
+
+def _prefers_text(accept: str) -> bool:
+    """Whether an Accept header puts text/plain before JSON."""
+    ranges = [Message() for _ in accept.split(",")]
+    for message, value in zip(ranges, accept.split(","), strict=True):
+        message["content-type"] = value.strip()
+    wanted = {message.get_content_type(): _quality(message) for message in ranges if message["content-type"]}
+    json_quality = max(wanted.get(kind, 0.0) for kind in ("application/json", "application/*", "*/*"))
+    return wanted.get("text/plain", 0.0) > 0 and wanted["text/plain"] >= json_quality and "text/html" not in wanted
+
+
+def _quality(media_range: Message) -> float:
+    try:
+        return float(str(media_range.get_param("q", "1")))
+    except ValueError:
+        return 0.0
+
+
+# --- responses --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Response:
+    """What one row is answered with."""
+
+    body: str
+    status: HTTPStatus = HTTPStatus.OK
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def render(call: Call, answer: Answer | RequestError, task: Task, model_name: str) -> Response:
+    """Turn the answer of a call into its response, in the form the call came in. Never raises."""
+    if isinstance(answer, RequestError):
+        return render_error(answer)
+    response = isolated(_render_short if call.short else _render_json, call, answer, task, model_name)
+    return render_error(response) if isinstance(response, RequestError) else response
+
+
+def render_error(error: RequestError) -> Response:
+    """Turn an error into its response: the one shape every error has."""
+    status = error.status
+    content = {"code": int(status), "type": error.type, "message": error.message, "field": error.field or "body"}
+    return Response(to_json({"error": content}), status)
+
+
+def to_json(content: Json) -> str:
+    """Return strict JSON text: NaN raises ValueError."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False)
+
+
+def send(response: Response, context: Context, idx: int) -> str:
+    """Set a response's status and headers on row `idx` of TorchServe's context, and return its body."""
+    headers = {"content-type": "application/json", **response.headers}
+    for name, value in headers.items():
+        context.set_response_header(idx, name, value)
+    context.set_response_status(int(response.status), response.status.phrase, idx)
+    return response.body
+
+
+def _render_short(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
+    """One line an input. There is no room for a truncation in it, so a header tells."""
+    cut = [f"{i};tokens={cut.tokens};used={cut.used}" for i, cut in answer.truncated.items()]
+    headers = {"content-type": "text/plain; charset=utf-8"} | ({"x-truncated": ", ".join(cut)} if cut else {})
+    return Response("\n".join(task.brief(result) for result in answer.results), headers=headers)
+
+
+def _render_json(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
+    results = [_tell(result, answer.truncated.get(i)) for i, result in enumerate(answer.results)]
+    return Response(to_json(FORMS[call.form](call, results, task, model_name)))
+
+
+def _tell(result: Json, cut: Truncation | None) -> Json:
+    """Write into the records of an item that its text was cut, and from how many tokens to how many."""
+    if cut is None:
+        return result
+    if isinstance(result, list):
+        return [_tell(record, cut) for record in result]
+    return {**result, "truncated": {"tokens": cut.tokens, "used": cut.used}}
+
+
+def _plain(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
+    """As transformers' pipelines: one input, one result; a list of inputs, a list of results."""
+    return results if isinstance(call.payload, list) else results[0]
+
+
+def _v1(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
+    return {"predictions": results}
+
+
+def _v2(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
+    """One tensor a field of the records: [items, records] where an item has several records, else [items]."""
+    records = [result if isinstance(result, list) else [result] for result in results]
+    shape = [len(results), len(records[0])] if isinstance(results[0], list) else [len(results)]
+    outputs = [
+        {
+            "name": name,
+            "shape": shape,
+            "datatype": datatype,
+            "data": [record[name] for row in records for record in row],
+        }
+        for name, datatype in task.columns.items()
+    ]
+    cut = {str(i): row[0]["truncated"] for i, row in enumerate(records) if "truncated" in row[0]}
+    content = {"model_name": model_name, "id": call.id, "outputs": outputs, "parameters": cut and {"truncated": cut}}
+    return {name: value for name, value in content.items() if value}
+
+
+FORMS: dict[str, Callable[[Call, Sequence[Json], Task, str], Json]] = {"plain": _plain, "v1": _v1, "v2": _v2}

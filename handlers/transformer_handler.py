@@ -1,0 +1,53 @@
+"""The one class TorchServe sees. It loads what model-config.yaml describes and answers batches; start reading here."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hfserve import wire
+from hfserve.config import read_config
+from hfserve.errors import RequestError
+from hfserve.pipeline import Pipeline
+
+
+class TransformerHandler:
+    """TorchServe calls `initialize` once in each worker, then `handle` with a batch of requests at a time."""
+
+    def initialize(self, context: Any) -> None:  # noqa: ANN401  # ts.context.Context is untyped
+        """Load the archive; the worker is READY when this returns. Raises ConfigError with what to change."""
+        properties = context.system_properties
+        model_dir = Path(properties["model_dir"])
+        device = torch.device(f"cuda:{properties['gpu_id']}" if torch.cuda.is_available() else "cpu")
+        self.pipeline = Pipeline.load(model_dir, read_config(model_dir / "model-config.yaml"), device)
+        self.model_name: str = context.model_name
+        self.description = self.pipeline.describe() | _provenance(model_dir)
+
+    def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[str]:  # noqa: ANN401
+        """Answer a batch: one body text a row, status and headers set in the context."""
+        calls = [wire.parse(row, context.get_all_request_header(i)) for i, row in enumerate(data)]
+        answers = iter(self.pipeline.answer([call for call in calls if isinstance(call, wire.Call)]))
+        return [wire.send(self._respond(call, answers), context, i) for i, call in enumerate(calls)]
+
+    def _respond(
+        self, call: wire.Call | wire.Describe | RequestError, answers: Iterator[wire.Answer | RequestError]
+    ) -> wire.Response:
+        """Respond to one row; calls take their answers in order."""
+        if isinstance(call, wire.Call):
+            return wire.render(call, next(answers), self.pipeline.task, self.model_name)
+        if isinstance(call, wire.Describe):
+            return wire.Response(wire.to_json(self.description))
+        return wire.render_error(call)
+
+
+def _provenance(model_dir: Path) -> dict[str, Any]:
+    """Return what the builder wrote of the archive (weights, sources, revision), and the libraries that run it now."""
+    built = model_dir / "archive.json"
+    known = json.loads(built.read_text(encoding="utf-8")) if built.exists() else {}
+    libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")}
+    return {**known, "libraries": {"python": platform.python_version(), **libraries}}

@@ -1,0 +1,54 @@
+"""The configuration of an archive: the template model-config.yaml with an overlay's differences put over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hfserve.config import parse_config
+from hfserve.errors import ConfigError
+
+from scripts.console import ROOT, CommandError
+
+
+@dataclass(frozen=True)
+class ArchiveConfig:
+    """An archive's name, which is its overlay's folder's, and the whole content of its model-config.yaml."""
+
+    name: str
+    content: dict[str, Any]
+
+
+def archive_config(overlay: Path) -> ArchiveConfig:
+    """Merge an overlay into the template and check the outcome as a worker would. Raises CommandError."""
+    if not overlay.is_file():
+        raise CommandError(
+            f"There is no {overlay}: give MODE=<a folder of artifacts/> or CONFIG=<a model-config.yaml>."
+        )
+    content = merge(_read(ROOT / "model-config.yaml"), _read(overlay))
+    try:
+        parse_config(content)
+    except ConfigError as error:
+        raise CommandError(f"{overlay}: {error}") from error
+    return ArchiveConfig(overlay.resolve().parent.name, content)
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Put `over` over `base`, section by section; neither is changed."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = merge(base[key], value) if both else value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise CommandError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise CommandError(f"{path} must hold sections such as `handler:`.")
+    return content

@@ -1,0 +1,161 @@
+"""Prepare a model's weights in `models/<name>/`: from the Hugging Face Hub, from a folder, or the starter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.progress
+import typer
+from transformers import CONFIG_MAPPING
+
+from scripts import hub, starter
+from scripts.configs import archive_config
+from scripts.console import ARTIFACTS, MODELS, CommandError, command, console, run
+
+app = command()
+
+SOURCE_FILE = "source.json"  # in a prepared folder: where it came from; what it says is also written into the archive
+STARTER = "starter"
+
+
+def prepare(name: str, handler: dict[str, Any], pickle: str | None = None) -> Path:
+    """Make sure `models/<name>/` holds the model that a `handler:` section names, and return the folder.
+
+    It is built beside and renamed when whole, so that two models never mix. Raises CommandError.
+    """
+    source, revision = handler.get("model_name") or "", handler.get("revision")
+    folder, partial = MODELS / name, MODELS / f".{name}.partial"
+    asked = {"mode": handler["mode"], "source": source, "revision": revision, "stamp": _stamp(source, handler["mode"])}
+    if _asked_before(folder) == asked:
+        console.print(f"models/{name} is ready.")
+        return folder
+    if _asked_before(partial) != asked:  # else: a download cut off, to be resumed
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    _note(partial, {"asked": asked})
+    facts = _fill(partial, source, handler, pickle)
+    if pickle:
+        hub.convert_pickle(partial, pickle)
+    _check(partial, handler.get("trust_remote_code", False))
+    weights = {path.name: hub.sha256(path) for path in sorted(partial.glob("*.safetensors"))}
+    _note(partial, {"asked": asked, "weights": {**facts, "sha256": weights}})
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the Hub client's own notes
+    _replace(folder, partial)
+    console.print(f"models/{name} is ready.")
+    return folder
+
+
+def _fill(into: Path, source: str, handler: dict[str, Any], pickle: str | None) -> dict[str, str]:
+    """Put a source's files into a folder, and return what the archive tells of the source."""
+    trust = handler.get("trust_remote_code", False)
+    if source == STARTER:
+        starter.build(handler["mode"], into)
+        return {"source": STARTER, "encoder": starter.ENCODER}
+    if Path(source).is_dir():
+        _copy(Path(source), into, pickle, trust)
+        return {"source": f"folder {Path(source).resolve().name}"}
+    if source.startswith((".", "/", "~")) or not source:
+        raise CommandError(f"There is no folder {source!r}: set handler.model_name to a folder, a Hub id or `starter`.")
+    commit = hub.fetch(source, handler.get("revision"), into, pickle, trust)
+    if commit != handler.get("revision"):
+        console.print(f"{source} is at commit {commit}; pin it with `revision: {commit}` under `handler:`.")
+    return {"source": source, "revision": commit}
+
+
+def _copy(source: Path, into: Path, pickle: str | None, trust_remote_code: bool) -> None:
+    names = sorted(path.name for path in source.iterdir() if path.is_file())
+    for name in hub.choose(names, pickle, trust_remote_code, str(source)):
+        progress = rich.progress.open(source / name, "rb", description=name, console=console)
+        with progress as reader, (into / name).open("wb") as writer:
+            shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _check(folder: Path, trust_remote_code: bool) -> None:
+    """Refuse what transformers could not load, before it replaces what works."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kind = config.get("model_type")
+    if kind is None:
+        raise CommandError("The model has no config.json with a model_type: it was not saved with save_pretrained.")
+    if kind not in CONFIG_MAPPING and not trust_remote_code:
+        raise CommandError(
+            f"transformers has no architecture {kind!r}: it needs the model's own code, which runs only with "
+            "`trust_remote_code: true` under `handler:`."
+        )
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(shard for shard in shards if not (folder / shard).exists()):
+            raise CommandError(f"The model's weights are not whole, {', '.join(missing)} is missing: get it again.")
+
+
+def _stamp(source: str, mode: str) -> str:
+    """What changes when a source on this machine changes: size and time of a folder's files, the starter's delta."""
+    if source == STARTER:
+        return hub.sha256(starter.delta_path(mode))
+    if not Path(source).is_dir():
+        return ""
+    files = sorted(path for path in Path(source).iterdir() if path.is_file())
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def _asked_before(folder: Path) -> dict[str, Any] | None:
+    path = folder / SOURCE_FILE
+    return json.loads(path.read_text(encoding="utf-8"))["asked"] if path.exists() else None
+
+
+def _note(folder: Path, content: dict[str, Any]) -> None:
+    (folder / SOURCE_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@app.command()
+def main(
+    config: Annotated[Path | None, typer.Option(help="The model-config.yaml that names the model.")] = None,
+    mode: Annotated[
+        str, typer.Option(help="Short for --config artifacts/MODE/model-config.yaml.")
+    ] = "sequence_classification",
+    model: Annotated[
+        str | None, typer.Option(help="A Hub id, a folder, or `starter`, in place of handler.model_name.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch, in place of handler.revision.")] = None,
+    pickle: Annotated[
+        str | None, typer.Option(help="Convert this pickled weight file of the model to safetensors.")
+    ] = None,
+) -> None:
+    """Prepare the weights of a model in models/, verified, so that an archive can be built from them.
+
+    Examples:
+
+      python -m scripts.download_models
+
+      python -m scripts.download_models --model distilbert/distilbert-base-uncased-finetuned-sst-2-english
+
+      python -m scripts.download_models --model ./my-model
+
+      python -m scripts.download_models --config artifacts/reviews/model-config.yaml
+    """
+    wanted = archive_config(config or ARTIFACTS / mode / "model-config.yaml")
+    handler = dict(wanted.content["handler"])
+    if model:
+        handler |= {"model_name": model, "revision": None}
+    if revision:
+        handler["revision"] = revision
+    prepare(wanted.name, handler, pickle)
+
+
+if __name__ == "__main__":
+    run(app)
