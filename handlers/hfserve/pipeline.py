@@ -72,20 +72,19 @@ class Pipeline:
             except ConfigError:
                 raise
             except Exception as error:
-                reason = str(error).strip().partition("\n")[0]
-                logger.warning("Engine %r does not work here, %r serves instead: %s", name, last, reason)
-        return cls._start(task, last, model_dir, config, device)
+                logger.warning("Engine %r does not work here, %r serves instead: %s", name, last, _first_line(error))
+        try:
+            return cls._start(task, last, model_dir, config, device)
+        except (IndexError, RuntimeError) as error:
+            raise ConfigError(
+                f"The model fails on its own self-test ({_first_line(error)}): set handler.max_length lower, or give it "
+                "the tokenizer it was trained with."
+            ) from error
 
     @classmethod
     def _start(cls, task: Task, engine: str, model_dir: Path, config: Config, device: torch.device) -> Pipeline:
         pipeline = cls(task, engine_class(engine).load(model_dir, task, config, device), config)
-        try:
-            pipeline.warm_up()
-        except IndexError as error:  # a position or a token id the model has no embedding for
-            raise ConfigError(
-                "The model fails on the longest text its files allow: set handler.max_length lower "
-                "(its tokenizer may also be another model's)."
-            ) from error
+        pipeline.warm_up()
         return pipeline
 
     def warm_up(self) -> None:
@@ -194,6 +193,10 @@ def _collect(results: Mapping[int, Result | RequestError]) -> Answer | RequestEr
         if result.truncated:
             cut[place] = result.truncated
     return Answer(values, cut)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _blame(error: Exception) -> RequestError:

@@ -1,0 +1,208 @@
+import json
+
+import pytest
+from hfserve import wire
+from hfserve.errors import BadRequest, RequestError
+from hfserve.tasks.base import Truncation
+from hfserve.tasks.sequence_classification import SequenceClassification
+from hfserve.wire import Answer, Call, Describe
+
+JSON = "application/json"
+TASK = SequenceClassification.__new__(SequenceClassification)  # rendering needs its class alone
+
+
+def parse(value, content_type="", **headers):
+    return wire.parse({"body": value}, {"body": {"content-type": content_type}, **headers})
+
+
+def refused(value, content_type=JSON, **headers) -> tuple[int, str]:
+    found = parse(value, content_type, **headers)
+    assert isinstance(found, RequestError), found
+    return int(found.status), found.field
+
+
+@pytest.mark.parametrize(
+    ("body", "call"),
+    [
+        ({"inputs": "tea"}, Call("tea", "inputs")),
+        ({"inputs": ["a", "b"]}, Call(["a", "b"], "inputs")),
+        ({"inputs": "tea", "parameters": {"top_k": 2}}, Call("tea", "inputs", {"top_k": 2})),
+        ({"inputs": "tea", "parameters": None}, Call("tea", "inputs")),
+        ({"inputs": {"text": "a", "text_pair": "b"}}, Call({"text": "a", "text_pair": "b"}, "inputs")),
+        ({"text": "tea", "target": 1}, Call({"text": "tea", "target": 1}, "")),
+        ({"instances": ["a"]}, Call(["a"], "instances", form="v1")),
+        ("tea", Call("tea", "body")),
+        (["a", "b"], Call(["a", "b"], "body")),
+    ],
+)
+def test_json_forms(body, call):
+    assert parse(body, JSON) == call  # as TorchServe decodes it
+    assert parse(json.dumps(body).encode(), "application/json; charset=utf-8") == call  # as it leaves it
+
+
+def test_open_inference_tensors():
+    tensor = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["a", "b"]}
+    wanted = Call(["a", "b"], "inputs[0].data", form="v2", id="7")
+    assert parse({"id": "7", "inputs": [tensor]}, JSON) == wanted
+    column = {**tensor, "shape": [2, 1], "data": [["a"], ["b"]]}
+    assert parse({"id": "7", "inputs": [column]}, JSON) == wanted
+    pair = {**tensor, "name": "text_pair", "data": ["c", "d"]}
+    rows = [{"text": "a", "text_pair": "c"}, {"text": "b", "text_pair": "d"}]
+    assert parse({"inputs": [tensor, pair]}, JSON) == Call(rows, "inputs", form="v2")
+
+
+@pytest.mark.parametrize(
+    ("body", "payload"),
+    [
+        (b"I loved it.\n", "I loved it.\n"),
+        (b'{"inputs": "tea"}', "tea"),
+        (b"{'text': \"it's\", 'target': 1}", {"text": "it's", "target": 1}),
+        (b"[sic] he said", "[sic] he said"),
+        (b"{not json at all", "{not json at all"),
+        (b"42", "42"),
+        ("Zürich".encode(), "Zürich"),
+    ],
+)
+def test_a_body_without_a_content_type_is_read_by_its_look(body, payload):
+    assert parse(bytearray(body)).payload == payload
+    assert parse(bytearray(body), "application/octet-stream").payload == payload
+
+
+def test_plain_text_stays_text_even_when_it_looks_like_json():
+    assert parse('{"inputs": "tea"}', "text/plain").payload == '{"inputs": "tea"}'
+    assert parse("café".encode("latin-1"), "text/plain; charset=latin-1").payload == "café"
+
+
+def test_form_fields():
+    headers = {"data": {"content-type": ""}, "parameters": {"content-type": ""}}
+    row = {"data": bytearray(b"tea"), "parameters": bytearray(b'{"top_k": 2}')}
+    assert wire.parse(row, headers) == Call("tea", "body", {"top_k": 2})
+    row = {"data": "tea", "parameters": {"top_k": 2}}  # parts with a content type arrive decoded
+    assert wire.parse(row, {"data": {"content-type": "text/plain"}}) == Call("tea", "body", {"top_k": 2})
+
+
+@pytest.mark.parametrize(
+    ("value", "content_type", "status", "field"),
+    [
+        (b'{"inputs": "x"', JSON, 400, ""),
+        (b"[" * 100_000, JSON, 400, ""),
+        (b"9" * 10_000, JSON, 400, ""),
+        (b"", JSON, 400, ""),
+        (b"   ", "", 400, ""),
+        (b"\xff\xfe", "text/plain", 400, ""),
+        (b"x", "text/plain; charset=nonsense", 415, ""),
+        (b"x", "image/png", 415, ""),
+        (5, JSON, 400, ""),
+        (None, JSON, 400, ""),
+        ({"inputs": "x", "top_k": 2}, JSON, 400, "top_k"),
+        ({"inputs": "x", "parameters": [1]}, JSON, 400, "parameters"),
+        ({"instances": "x"}, JSON, 400, "instances"),
+        ({"id": 5, "inputs": [{"name": "t", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}, JSON, 400, "id"),
+        ({"inputs": [{"name": "t", "shape": [1], "datatype": "FP32", "data": [1.0]}]}, JSON, 400, "inputs[0].datatype"),
+        ({"inputs": [{"name": "t", "shape": [2], "datatype": "BYTES", "data": ["a"]}]}, JSON, 400, "inputs[0].shape"),
+        ({"inputs": [{"name": "t", "shape": [1], "datatype": "BYTES", "data": [5]}]}, JSON, 400, "inputs[0].data[0]"),
+        ({"inputs": [{"name": "t", "shape": [1], "datatype": "BYTES"}]}, JSON, 400, "inputs[0].data"),
+        ({"inputs": [{"shape": [1], "datatype": "BYTES", "data": ["a"]}]}, JSON, 400, "inputs[0].name"),
+        ({"inputs": [{"datatype": "BYTES"}, 5]}, JSON, 400, "inputs[0].name"),
+    ],
+)
+def test_what_is_not_read_is_refused(value, content_type, status, field):
+    assert refused(value, content_type) == (status, field)
+
+
+def test_a_row_without_input_tells_what_to_send():
+    found = wire.parse({'{"inputs": "tea"}': bytearray(b"")}, {})  # curl -d without a content type
+    assert int(found.status) == 415
+    assert "Content-Type: application/json" in found.message
+
+
+def test_explanations_are_refused_and_descriptions_known():
+    assert refused({"inputs": "x"}, explain="True") == (422, "")
+    assert isinstance(wire.parse({}, {"describe": "True"}), Describe)
+
+
+def test_quoted_text_is_not_evaluated():
+    assert parse(b"{'text': __import__('os').getpid()}").payload == {"text": "__import__('os').getpid()"}
+    assert parse(b"{'text': !!python/object/apply:os.getpid []}").payload.startswith("{'text'")
+    bomb = b"{'a': " + b"[" * 9_000
+    assert parse(bomb).payload == bomb.decode()
+
+
+@pytest.mark.parametrize(
+    ("accept", "short"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("application/json", False),
+        ("text/plain", True),
+        ("text/plain, application/json", True),
+        ("application/json, text/plain;q=0.5", False),
+        ("text/plain;q=0.9, */*;q=0.1", True),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", False),
+        ("text/plain;q=nonsense", False),
+    ],
+)
+def test_accept_chooses_the_short_form(accept, short):
+    assert parse("tea", "text/plain", accept=accept).short is short
+    assert parse("tea", "text/plain", Accept=accept).short is short
+
+
+# --- responses
+
+
+RECORDS = [{"label": "A", "score": 0.75}, {"label": "B", "score": 0.25}]
+
+
+def body(call, answer):
+    response = wire.render(call, answer, TASK, "m")
+    assert response.status == 200
+    return json.loads(response.body)
+
+
+def test_one_input_one_result_a_list_a_list():
+    assert body(Call("x"), Answer([RECORDS], {})) == RECORDS
+    assert body(Call(["x"]), Answer([RECORDS], {})) == [RECORDS]
+
+
+def test_v1_and_v2_answers():
+    assert body(Call(["x"], form="v1"), Answer([RECORDS], {})) == {"predictions": [RECORDS]}
+    answer = body(Call(["x", "y"], form="v2", id="7"), Answer([RECORDS, RECORDS[::-1]], {1: Truncation(9, 5)}))
+    assert answer == {
+        "model_name": "m",
+        "id": "7",
+        "outputs": [
+            {"name": "label", "shape": [2, 2], "datatype": "BYTES", "data": ["A", "B", "B", "A"]},
+            {"name": "score", "shape": [2, 2], "datatype": "FP32", "data": [0.75, 0.25, 0.25, 0.75]},
+        ],
+        "parameters": {"truncated": {"1": {"tokens": 9, "used": 5}}},
+    }
+
+
+def test_a_truncation_is_told_in_every_form():
+    cut = Answer([RECORDS], {0: Truncation(900, 512)})
+    told = {"truncated": {"tokens": 900, "used": 512}}
+    assert body(Call("x"), cut) == [record | told for record in RECORDS]
+    assert body(Call(["x"], form="v1"), cut) == {"predictions": [[record | told for record in RECORDS]]}
+    short = wire.render(Call("x", short=True), cut, TASK, "m")
+    assert short.body == "A"
+    assert short.headers["x-truncated"] == "0;tokens=900;used=512"
+
+
+def test_the_short_form_is_a_label_a_line():
+    response = wire.render(Call(["x", "y"], short=True), Answer([RECORDS, RECORDS[::-1]], {}), TASK, "m")
+    assert response.body == "A\nB"
+    assert response.headers == {"content-type": "text/plain; charset=utf-8"}
+
+
+def test_errors_have_one_shape_and_name_the_field():
+    response = wire.render(Call("x"), BadRequest("Give less.", "parameters.top_k"), TASK, "m")
+    assert response.status == 400
+    wanted = {"code": 400, "type": "BadRequest", "message": "Give less.", "field": "parameters.top_k"}
+    assert json.loads(response.body) == {"error": wanted}
+    assert json.loads(wire.render_error(BadRequest("Empty.")).body)["error"]["field"] == "body"
+
+
+def test_nan_is_our_fault_and_never_json(caplog):
+    response = wire.render(Call("x"), Answer([[{"label": "A", "score": float("nan")}]], {}), TASK, "m")
+    assert response.status == 500
+    assert json.loads(response.body)["error"]["type"] == "InternalError"
