@@ -28,6 +28,7 @@ app = command()
 
 RUN_DIR = ROOT / ".run"  # the server's notes and logs
 CONFIG = ROOT / "config.properties"
+DEATHS = 3  # of a worker without a traceback until we give up
 PATIENCE = 900  # seconds; a worker that loads longer than its startupTimeout is given up by TorchServe before
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="TorchServe's config.properties.")]
@@ -222,7 +223,17 @@ def reason(run_dir: Path, only_workers: bool = False) -> str:
         died = not only_workers or any("Backend worker process died" in line for line in lines)
         if told and died:
             return told[-1]
-    return "" if only_workers else f"see {run_dir}/logs."
+    if only_workers:
+        return _dies_silently(run_dir)
+    last = (run_dir / "logs" / "console.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+    return f"{''.join(last)} (see {run_dir}/logs)"
+
+
+def _dies_silently(run_dir: Path) -> str:
+    """A worker that dies again and again without a traceback was killed from outside."""
+    path = run_dir / "logs" / "ts_log.log"
+    died = path.read_text(encoding="utf-8", errors="replace").count("Retry worker:") if path.exists() else 0
+    return f"its worker was killed {died} times; is there enough memory?" if died >= DEATHS else ""
 
 
 # `hfserve.errors.ConfigError: handler.mode ...` behind the logger's prefix, or a Java exception

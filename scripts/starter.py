@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scripts.console import ARTIFACTS, MODELS, CommandError, console
-from scripts.hub import fetch, sha256
+from scripts.hub import NOTES, fetch, sha256
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"  # Apache-2.0
 ENCODER_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
@@ -48,7 +48,7 @@ def prepare_encoder() -> Path:
     if sha256(partial / "model.safetensors") != ENCODER_SHA256:
         shutil.rmtree(partial)
         raise CommandError(f"The weights of {ENCODER} are not the ones we know (sha256 differs): nothing was kept.")
-    shutil.rmtree(partial / ".cache", ignore_errors=True)
+    shutil.rmtree(partial / NOTES, ignore_errors=True)
     partial.rename(ENCODER_DIR)
     return ENCODER_DIR
 

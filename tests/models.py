@@ -81,7 +81,7 @@ ARCHITECTURES = {"bert": bert, "distilbert": distilbert, "roberta": roberta, "gp
 
 
 def save(folder: Path, architecture: str = "bert", seed: int = 0, spread: float = 20.0, **options) -> Path:
-    """Save a model and its tokenizer. `spread` widens the head's weights, so that texts get clearly different scores."""
+    """Save a model and its tokenizer; `spread` widens the head's weights, so that scores clearly differ."""
     torch.manual_seed(seed)
     model = ARCHITECTURES[architecture](**options)
     with torch.no_grad():

@@ -2,7 +2,11 @@
 
 import random
 
-PIECES = "the tea was not good never bad room Zürich café 東京 спасибо 😀 ok! don't 3.50€ <b>x</b> שלום \t \n very".split(" ")
+PIECES = (
+    "the tea was not good never bad room Zürich café 東京 спасибо 😀 ok! don't 3.50€ <b>x</b> שלום \t \n very".split(
+        " "
+    )
+)
 
 
 def random_texts(count: int, seed: int = 0, longest: int = 25) -> list[str]:

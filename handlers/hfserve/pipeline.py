@@ -77,7 +77,7 @@ class Pipeline:
             return cls._start(task, last, model_dir, config, device)
         except (IndexError, RuntimeError) as error:
             raise ConfigError(
-                f"The model fails on its own self-test ({_first_line(error)}): set handler.max_length lower, or give it "
+                f"The model fails on its self-test ({_first_line(error)}): set handler.max_length lower, or give it "
                 "the tokenizer it was trained with."
             ) from error
 

@@ -39,7 +39,10 @@ def test_front_end_keys_of_the_template_are_known_ones():
     [
         ({"handler": {"mode": "x", "max_lenght": 5}}, "handler.max_lenght .* did you mean max_length"),
         ({"handler": {"mode": "x"}, "batchsize": 4}, "batchsize .* did you mean batchSize"),
-        ({"handler": {"mode": "x"}, "pt2": {"compile": {"enabled": True}}}, "pt2.compile.enabled .* did you mean enable"),
+        (
+            {"handler": {"mode": "x"}, "pt2": {"compile": {"enabled": True}}},
+            "pt2.compile.enabled .* did you mean enable",
+        ),
         ({"handler": {"mode": "x"}, "pt2": {"export": {}}}, "pt2.export"),
         ({"handler": {}}, "handler.mode is missing"),
         ({}, "handler must be a section"),

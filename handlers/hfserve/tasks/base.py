@@ -114,6 +114,9 @@ def load_tokenizer(model_dir: Path, config: HandlerConfig) -> PreTrainedTokenize
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"The model folder has no tokenizer that loads: {error}") from error
+    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
+    if not any((model_dir / name).exists() for name in files):  # transformers makes up an empty one without a word
+        raise ConfigError("The model folder has no tokenizer: save the model's own beside it with save_pretrained.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:
