@@ -7,6 +7,7 @@ Set TORCH_INDEX_URL to the address of PyTorch's CPU wheels to get no CUDA packag
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -31,7 +32,12 @@ def main(folder: Path) -> int:
         return 0
     if not python.exists():
         sys.stdout.write(f"Making {folder}\n")
-        venv.create(folder, with_pip=True)
+        try:
+            venv.create(folder, with_pip=True)
+        except subprocess.CalledProcessError:  # Debian ships venv without pip's wheel, in a package of its own
+            shutil.rmtree(folder)
+            sys.stderr.write("Error: Python cannot make an environment: install its venv package (python3-venv).\n")
+            return 1
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-r", str(LOCK)]
     if index := os.environ.get("TORCH_INDEX_URL"):
         command += ["--extra-index-url", index]

@@ -153,6 +153,11 @@ class Pipeline:
             return list(self._pass([row.item for row in rows], params))
         except Refused as refused:
             errors = {i: error.under(rows[i].field) for i, error in refused.errors.items()}
+        except torch.AcceleratorError as error:
+            report(error)  # the device is lost to this process, and each later request would fail: end, to be restarted
+            raise SystemExit(
+                "The accelerator failed; this worker ends so that a new one can take its place."
+            ) from error
         except Exception as error:
             errors = {0: _blame(error)} if len(rows) == 1 else {}
             if torch.cuda.is_available():

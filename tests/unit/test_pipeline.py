@@ -135,6 +135,16 @@ def test_running_out_of_real_memory(model_dir):
     assert statuses(answers) == [200, 507, 200]
 
 
+def test_a_lost_accelerator_ends_the_worker(pipeline):
+    """Not an Exception: TorchServe's worker would catch one and go on with a device that cannot work any more."""
+
+    def fail(tensors):
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered", 710)
+
+    with pytest.raises(SystemExit, match="accelerator failed"):
+        watched(pipeline, fail).answer(calls(["tea", "room"]))
+
+
 def test_a_row_that_breaks_the_model_is_found_by_halving(pipeline, caplog):
     text = "".join(["se", "cret"])  # not spelt in the source, which a stack quotes
 
