@@ -13,6 +13,7 @@ import torch
 from hfserve import wire
 from hfserve.config import read_config
 from hfserve.errors import RequestError
+from hfserve.forms import Answer, Call
 from hfserve.pipeline import Pipeline
 
 
@@ -31,14 +32,14 @@ class TransformerHandler:
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[str]:  # noqa: ANN401
         """Answer a batch: one body text a row, status and headers set in the context."""
         calls = [wire.parse(row, context.get_all_request_header(i)) for i, row in enumerate(data)]
-        answers = iter(self.pipeline.answer([call for call in calls if isinstance(call, wire.Call)]))
+        answers = iter(self.pipeline.answer([call for call in calls if isinstance(call, Call)]))
         return [wire.send(self._respond(call, answers), context, i) for i, call in enumerate(calls)]
 
     def _respond(
-        self, call: wire.Call | wire.Describe | RequestError, answers: Iterator[wire.Answer | RequestError]
+        self, call: Call | wire.Describe | RequestError, answers: Iterator[Answer | RequestError]
     ) -> wire.Response:
         """Respond to one row; calls take their answers in order."""
-        if isinstance(call, wire.Call):
+        if isinstance(call, Call):
             return wire.render(call, next(answers), self.pipeline.task, self.model_name)
         if isinstance(call, wire.Describe):
             return wire.Response(wire.to_json(self.description))

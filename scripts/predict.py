@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from scripts.console import CommandError, command, console, run
-from scripts.server import CONFIG, Addresses
+from scripts.server import CONFIG
+from scripts.torchserve import Addresses
 
 app = command()
 

@@ -2,242 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import os
-import re
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import requests
 import typer
 from rich.table import Table
 
 from scripts.console import MODEL_STORE, ROOT, CommandError, command, console, run
-from scripts.java import java_environment
+from scripts.torchserve import Server, archives_in, describe, launch, wait_until_ready
 
 app = command()
 
 RUN_DIR = ROOT / ".run"  # the server's notes and logs
 CONFIG = ROOT / "config.properties"
-DEATHS = 3  # of a worker without a traceback until we give up
-PATIENCE = 900  # seconds; a worker that loads longer than its startupTimeout is given up by TorchServe before
 
 ConfigOption = Annotated[Path, typer.Option("--config", help="TorchServe's config.properties.")]
 StoreOption = Annotated[Path, typer.Option("--model-store", help="The folder of archives.")]
 RunOption = Annotated[Path, typer.Option("--run-dir", help="Where notes and logs of the server go.")]
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where a server listens, as config.properties says."""
-
-    inference: str
-    management: str
-    metrics: str
-    grpc: tuple[str, ...]  # host:port
-
-    @classmethod
-    def read(cls, path: Path) -> Addresses:
-        """Read the addresses of a config.properties; TorchServe's defaults stand where it has none."""
-        if not path.is_file():
-            raise CommandError(f"There is no {path}: give --config the path of a config.properties.")
-        lines = (line.split("=", 1) for line in path.read_text(encoding="utf-8").splitlines() if "=" in line)
-        keys = {key.strip(): value.strip() for key, value in lines if not key.lstrip().startswith("#")}
-        return cls(
-            inference=keys.get("inference_address", "http://127.0.0.1:8080"),
-            management=keys.get("management_address", "http://127.0.0.1:8081"),
-            metrics=keys.get("metrics_address", "http://127.0.0.1:8082"),
-            grpc=(
-                f"{keys.get('grpc_inference_address', '127.0.0.1')}:{keys.get('grpc_inference_port', '7070')}",
-                f"{keys.get('grpc_management_address', '127.0.0.1')}:{keys.get('grpc_management_port', '7071')}",
-            ),
-        )
-
-    def taken(self) -> list[str]:
-        """Return those of the addresses that another program listens on."""
-        found = []
-        for address in (self.inference, self.management, self.metrics, *self.grpc):
-            host, port = address.rpartition("//")[2].split(":")
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, int(port)))
-                except OSError:
-                    found.append(f"{host}:{port}")
-        return found
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server we started. `created` is its process's start time, so that a reused pid is not taken for it."""
-
-    pid: int
-    created: float
-    scratch: str  # its TMPDIR: pid file, sockets, unpacked archives
-    archives: dict[str, list[int]]  # name -> size and time, to see whether the store has changed since
-    addresses: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def find(cls, run_dir: Path) -> Server | None:
-        """Return the server a run folder knows of, if it lives."""
-        path = run_dir / "server.json"
-        if not path.exists():
-            return None
-        server = cls(**json.loads(path.read_text(encoding="utf-8")))
-        try:
-            return server if psutil.Process(server.pid).create_time() == server.created else None
-        except psutil.NoSuchProcess:
-            return None
-
-    def note(self, run_dir: Path) -> None:
-        """Write down that this server runs."""
-        (run_dir / "server.json").write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-
-    def end(self, run_dir: Path) -> None:
-        """Stop the server, its workers too, and remove what it left in its TMPDIR."""
-        try:
-            process = psutil.Process(self.pid)
-            family = [process, *process.children(recursive=True)]
-            process.terminate()  # TorchServe ends its workers itself, when it is given the time
-            _, left = psutil.wait_procs(family, timeout=20)
-            for one in left:
-                one.kill()
-        except psutil.NoSuchProcess:
-            pass
-        shutil.rmtree(self.scratch, ignore_errors=True)
-        (run_dir / "server.json").unlink(missing_ok=True)
-
-
-def archives_in(store: Path) -> dict[str, list[int]]:
-    """Return the archives of a store with size and time. Raises CommandError where there is none."""
-    found = {path.stem: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(store.glob("*.mar"))}
-    if not found:
-        raise CommandError(f"There is no archive in {store}: build one with `make archive`.")
-    return found
-
-
-def launch(config: Path, store: Path, run_dir: Path) -> Server:
-    """Start TorchServe in the background. Raises CommandError where it cannot start."""
-    addresses = Addresses.read(config)
-    archives = archives_in(store)
-    if taken := addresses.taken():
-        raise CommandError(
-            f"Another program listens on {', '.join(taken)}: stop it, or change the ports in {os.path.relpath(config)}."
-        )
-    logs = run_dir / "logs"
-    shutil.rmtree(logs, ignore_errors=True)  # the reason of a failure is looked for in this run's logs alone
-    logs.mkdir(parents=True)
-    scratch = tempfile.mkdtemp(prefix="hfserve-")
-    words = [sys.executable, "-m", "ts.model_server", "--start", "--ncs", "--ts-config", str(config.resolve())]
-    words += ["--model-store", str(store.resolve()), "--models", "all"]
-    with (logs / "console.log").open("w") as log:
-        subprocess.run(
-            words, cwd=run_dir, env=_environment(scratch, logs, run_dir), stdout=log, stderr=log, check=False
-        )
-    pid_file = Path(scratch) / ".model_server.pid"
-    if not pid_file.exists():
-        raise CommandError(f"TorchServe did not start: {(logs / 'console.log').read_text().strip()}")
-    pid = int(pid_file.read_text())
-    try:
-        created = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        raise CommandError(f"TorchServe ended at once: {reason(run_dir)}") from None
-    server = Server(pid, created, scratch, archives, asdict(addresses))
-    server.note(run_dir)
-    return server
-
-
-def _environment(scratch: str, logs: Path, run_dir: Path) -> dict[str, str]:
-    """TorchServe's environment: a TMPDIR of its own, our Java, and compiled code kept from start to start."""
-    own = {
-        "TMPDIR": scratch,
-        "TEMP": scratch,  # what becomes Java's java.io.tmpdir
-        "LOG_LOCATION": str(logs.resolve()),
-        "METRICS_LOCATION": str(logs.resolve()),
-        "TORCHINDUCTOR_CACHE_DIR": str((run_dir / "compiled").resolve()),
-        "HF_HUB_OFFLINE": "1",  # an archive has all it needs; nothing is looked up while serving
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }
-    inherited = {name: value for name, value in os.environ.items() if name not in ("TS_CONFIG_FILE", "LOG_CONFIG")}
-    return inherited | own | java_environment()
-
-
-def wait_until_ready(server: Server, run_dir: Path) -> None:
-    """Return when every model answers. Raises CommandError with the log's reason where one never will."""
-    waiting = sorted(server.archives)
-    with console.status("") as status:
-        for seconds in _seconds():
-            status.update(f"Loading {', '.join(waiting)} ({seconds:.0f} s)")
-            waiting = [name for name in waiting if not answers(server.addresses["management"], name)]
-            if not waiting:
-                return
-            if not psutil.pid_exists(server.pid) or psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE:
-                raise CommandError(f"TorchServe ended: {reason(run_dir)}")
-            if failed := reason(run_dir, only_workers=True):
-                raise CommandError(f"A model did not load: {failed}")
-    raise CommandError(f"{', '.join(waiting)} did not load in {PATIENCE} s: see {run_dir}/logs/model_log.log.")
-
-
-def _seconds() -> Iterator[float]:
-    start = time.monotonic()
-    while (passed := time.monotonic() - start) < PATIENCE:
-        yield passed
-        time.sleep(0.3)
-
-
-def answers(management: str, model: str) -> bool:
-    """Whether a model describes itself, which takes a worker that has loaded it."""
-    try:
-        if not any(worker["status"] == "READY" for worker in describe(management, model)["workers"]):
-            return False
-        return "mode" in describe(management, model, customized=True).get("customizedMetadata", {})
-    except (requests.RequestException, KeyError, ValueError):
-        return False
-
-
-def describe(management: str, model: str, customized: bool = False) -> dict[str, Any]:
-    """Ask the management API for a model."""
-    query = {"customized": "true"} if customized else {}
-    reply = requests.get(f"{management}/models/{model}", params=query, timeout=30)
-    reply.raise_for_status()
-    content: dict[str, Any] = reply.json()[0]
-    return content
-
-
-def reason(run_dir: Path, only_workers: bool = False) -> str:
-    """Return why the server or a worker died, from its logs: the last line of the last traceback; "" if none did."""
-    names = ["model_log.log"] if only_workers else ["model_log.log", "ts_log.log", "console.log"]
-    for name in names:
-        path = run_dir / "logs" / name
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-        told = [match[1] for line in lines if (match := ERROR_LINE.search(line))]
-        died = not only_workers or any("Backend worker process died" in line for line in lines)
-        if told and died:
-            return told[-1]
-    if only_workers:
-        return _dies_silently(run_dir)
-    last = (run_dir / "logs" / "console.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-    return f"{''.join(last)} (see {run_dir}/logs)"
-
-
-def _dies_silently(run_dir: Path) -> str:
-    """A worker that dies again and again without a traceback was killed from outside."""
-    path = run_dir / "logs" / "ts_log.log"
-    died = path.read_text(encoding="utf-8", errors="replace").count("Retry worker:") if path.exists() else 0
-    return f"its worker was killed {died} times; is there enough memory?" if died >= DEATHS else ""
-
-
-# `hfserve.errors.ConfigError: handler.mode ...` behind the logger's prefix, or a Java exception
-ERROR_LINE = re.compile(r"(?:MODEL_LOG - |^|Caused by: )((?:[\w.]+\.)?\w*(?:Error|Exception|Exit|Interrupt)\w*: .+)")
 
 
 @app.command()

@@ -11,7 +11,7 @@ import yaml
 from scripts.build_archive import build
 from scripts.configs import ArchiveConfig, merge
 from scripts.console import ROOT
-from scripts.server import Server, describe, launch, wait_until_ready
+from scripts.torchserve import Server, describe, launch, wait_until_ready
 
 
 def free_ports(count: int) -> list[int]:

@@ -20,9 +20,9 @@ from hfserve.config import Config
 from hfserve.engines import engine_class
 from hfserve.engines.base import Engine
 from hfserve.errors import ConfigError, OutOfMemory, RequestError, TooLarge, TooSlow, isolated, report
+from hfserve.forms import Answer, Call
 from hfserve.tasks import TASKS
 from hfserve.tasks.base import Json, Refused, Task, Truncation, parameters
-from hfserve.wire import Answer, Call
 
 logger = logging.getLogger(__name__)
 

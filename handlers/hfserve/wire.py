@@ -8,40 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from email.message import Message
 from http import HTTPStatus
 from typing import Any, Protocol
 
+from hfserve import forms
 from hfserve.errors import BadRequest, RequestError, Unprocessable, UnsupportedMediaType, isolated
+from hfserve.forms import Answer, Call, as_object
 from hfserve.tasks.base import Json, Task, Truncation
 
 BODY_NAMES = ("body", "data")  # the raw body, or the form field that holds it
 UNTYPED = "unknown/unknown"  # a body without a content type
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request, whatever form it came in.
-
-    payload: what the task parses; root: where it stood in the body, which error fields are relative to.
-    """
-
-    payload: Json
-    root: str = ""
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    form: str = "plain"  # a key of FORMS
-    id: str | None = None  # the Open Inference Protocol's
-    short: bool = False  # Accept: text/plain
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A result for each item of a call; `truncated` tells of those that were cut."""
-
-    results: Sequence[Json]
-    truncated: Mapping[int, Truncation]
 
 
 class Describe:
@@ -82,12 +61,12 @@ def _parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describ
         raise UnsupportedMediaType(
             "No input found: send a JSON body with Content-Type: application/json, plain text, or a form field `data`."
         )
-    call = _read_form(_read_body(row[name], _content_type(headers.get(name))))
+    call = forms.read(_read_body(row[name], _content_type(headers.get(name))))
     if "parameters" in row:  # a form field beside `data`
         parameters = row["parameters"]
         if isinstance(parameters, str | bytes | bytearray):
             parameters = _read_json(_text(parameters, "utf-8"), "parameters")
-        call = replace(call, parameters=_object(parameters, "parameters"))
+        call = replace(call, parameters=as_object(parameters, "parameters"))
     return replace(call, short=_prefers_text(str(headers.get("accept", ""))))
 
 
@@ -176,90 +155,6 @@ READERS: dict[str, Callable[[str], Json]] = {
 }
 
 
-def _read_form(body: Json) -> Call:
-    """Tell the request forms apart by their keys, and refuse a key that the form does not have."""
-    if isinstance(body, str | list):
-        return Call(body, "body")
-    if not isinstance(body, dict):
-        raise BadRequest('Send a text, a list of texts, or an object such as {"inputs": "..."}.')
-    rest = dict(body)
-    parameters = _object(rest.pop("parameters", None) or {}, "parameters")
-    call = _reader(rest)(rest)
-    for key in rest:
-        raise BadRequest('Unknown key beside the inputs; options stand under "parameters".', str(key))
-    return replace(call, parameters=parameters)
-
-
-def _reader(body: dict[str, Any]) -> Callable[[dict[str, Any]], Call]:
-    """Choose by its keys the function that takes a body's inputs out of it."""
-    if "instances" in body:
-        return _read_v1
-    if "inputs" not in body:
-        return _read_object
-    return _read_v2 if _has_tensors(body["inputs"]) else _read_inputs
-
-
-def _read_inputs(body: dict[str, Any]) -> Call:
-    return Call(body.pop("inputs"), "inputs")
-
-
-def _read_object(body: dict[str, Any]) -> Call:
-    """The form of TorchServe's example: the object itself is the input, and the task knows its keys."""
-    call = Call(dict(body), "")
-    body.clear()
-    return call
-
-
-def _read_v1(body: dict[str, Any]) -> Call:
-    instances = body.pop("instances")
-    if not isinstance(instances, list):
-        raise BadRequest("Give a list, one entry for each input.", "instances")
-    return Call(instances, "instances", form="v1")
-
-
-def _read_v2(body: dict[str, Any]) -> Call:
-    tensors = [_read_tensor(tensor, f"inputs[{i}]") for i, tensor in enumerate(body.pop("inputs"))]
-    identity = body.pop("id", None)
-    if identity is not None and not isinstance(identity, str):
-        raise BadRequest("Give a string.", "id")
-    if len(tensors) == 1:
-        return Call(tensors[0][1], "inputs[0].data", form="v2", id=identity)
-    names, columns = zip(*tensors, strict=True)
-    if len({len(column) for column in columns}) != 1:
-        raise BadRequest("The tensors differ in length: give each the same number of entries.", "inputs")
-    entries = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-    return Call(entries, "inputs", form="v2", id=identity)
-
-
-def _has_tensors(inputs: Json) -> bool:
-    return isinstance(inputs, list) and any(isinstance(entry, dict) and "datatype" in entry for entry in inputs)
-
-
-def _read_tensor(tensor: Json, where: str) -> tuple[str, list[str]]:
-    """Read a BYTES tensor of shape [n] or [n, 1] to its name and its n strings."""
-    tensor = _object(tensor, where)
-    if tensor.get("datatype") != "BYTES":
-        raise BadRequest("Texts are sent as BYTES.", f"{where}.datatype")
-    if not isinstance(tensor.get("name"), str):
-        raise BadRequest("Give the tensor a name.", f"{where}.name")
-    data, shape = tensor.get("data"), tensor.get("shape")
-    if not isinstance(data, list):
-        raise BadRequest("Give a list of strings.", f"{where}.data")
-    texts = [text for entry in data for text in (entry if isinstance(entry, list) else [entry])]
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise BadRequest("Give a string.", f"{where}.data[{i}]")
-    if shape not in ([len(texts)], [len(texts), 1]):
-        raise BadRequest(f"The data has {len(texts)} entries: the shape is [{len(texts)}].", f"{where}.shape")
-    return tensor["name"], texts
-
-
-def _object(value: Json, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BadRequest("Give an object.", where)
-    return value
-
-
 def _prefers_text(accept: str) -> bool:
     """Whether an Accept header puts text/plain before JSON."""
     ranges = [Message() for _ in accept.split(",")]
@@ -327,7 +222,7 @@ def _render_short(call: Call, answer: Answer, task: Task, model_name: str) -> Re
 
 def _render_json(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
     results = [_tell(result, answer.truncated.get(i)) for i, result in enumerate(answer.results)]
-    return Response(to_json(FORMS[call.form](call, results, task, model_name)))
+    return Response(to_json(forms.write(call, results, task, model_name)))
 
 
 def _tell(result: Json, cut: Truncation | None) -> Json:
@@ -337,33 +232,3 @@ def _tell(result: Json, cut: Truncation | None) -> Json:
     if isinstance(result, list):
         return [_tell(record, cut) for record in result]
     return {**result, "truncated": {"tokens": cut.tokens, "used": cut.used}}
-
-
-def _plain(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
-    """As transformers' pipelines: one input, one result; a list of inputs, a list of results."""
-    return results if isinstance(call.payload, list) else results[0]
-
-
-def _v1(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
-    return {"predictions": results}
-
-
-def _v2(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
-    """One tensor a field of the records: [items, records] where an item has several records, else [items]."""
-    records = [result if isinstance(result, list) else [result] for result in results]
-    shape = [len(results), len(records[0])] if isinstance(results[0], list) else [len(results)]
-    outputs = [
-        {
-            "name": name,
-            "shape": shape,
-            "datatype": datatype,
-            "data": [record[name] for row in records for record in row],
-        }
-        for name, datatype in task.columns.items()
-    ]
-    cut = {str(i): row[0]["truncated"] for i, row in enumerate(records) if "truncated" in row[0]}
-    content = {"model_name": model_name, "id": call.id, "outputs": outputs, "parameters": cut and {"truncated": cut}}
-    return {name: value for name, value in content.items() if value}
-
-
-FORMS: dict[str, Callable[[Call, Sequence[Json], Task, str], Json]] = {"plain": _plain, "v1": _v1, "v2": _v2}

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from hfserve.config import parse_config
+from hfserve.forms import Answer, Call
 from hfserve.pipeline import Pipeline
 from hfserve.tasks import TASKS
-from hfserve.wire import Answer, Call
 
 from tests import models, reference
 from tests.texts import random_texts

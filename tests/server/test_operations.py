@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from scripts.console import ROOT, CommandError
-from scripts.server import Server, launch, wait_until_ready
+from scripts.torchserve import Server, launch, wait_until_ready
 from tests import models
 from tests.serving import archive, properties, serving
 

@@ -1,4 +1,4 @@
-"""Who may import whom: handler -> wire, pipeline -> tasks -> (nothing of engines) ; engines -> config, errors."""
+"""Who may import whom: handler -> wire, pipeline -> forms -> tasks; pipeline -> engines; all -> config, errors."""
 
 import ast
 from pathlib import Path
@@ -7,9 +7,10 @@ HANDLERS = Path(__file__).parents[2] / "handlers"
 
 # module prefix -> what of hfserve it may import
 ALLOWED = {
-    "transformer_handler": {"hfserve.wire", "hfserve.pipeline", "hfserve.config", "hfserve.errors"},
-    "hfserve.pipeline": {"hfserve.wire", "hfserve.tasks", "hfserve.engines", "hfserve.config", "hfserve.errors"},
-    "hfserve.wire": {"hfserve.tasks", "hfserve.errors"},
+    "transformer_handler": {"hfserve.wire", "hfserve.forms", "hfserve.pipeline", "hfserve.config", "hfserve.errors"},
+    "hfserve.pipeline": {"hfserve.forms", "hfserve.tasks", "hfserve.engines", "hfserve.config", "hfserve.errors"},
+    "hfserve.wire": {"hfserve.forms", "hfserve.tasks", "hfserve.errors"},
+    "hfserve.forms": {"hfserve.tasks", "hfserve.errors"},
     "hfserve.tasks": {"hfserve.tasks", "hfserve.config", "hfserve.errors"},
     "hfserve.engines": {"hfserve.engines", "hfserve.config", "hfserve.errors"},
     "hfserve.config": {"hfserve.errors"},

@@ -7,8 +7,8 @@ from hfserve.config import parse_config
 from hfserve.engines import ENGINES
 from hfserve.engines.eager import Eager
 from hfserve.errors import ConfigError, InternalError, OutOfMemory, TooLarge, TooSlow
+from hfserve.forms import Answer, Call
 from hfserve.pipeline import Pipeline
-from hfserve.wire import Answer, Call
 
 from tests import models, reference
 from tests.texts import random_texts

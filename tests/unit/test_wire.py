@@ -3,9 +3,10 @@ import json
 import pytest
 from hfserve import wire
 from hfserve.errors import BadRequest, RequestError
+from hfserve.forms import Answer, Call
 from hfserve.tasks.base import Truncation
 from hfserve.tasks.sequence_classification import SequenceClassification
-from hfserve.wire import Answer, Call, Describe
+from hfserve.wire import Describe
 
 JSON = "application/json"
 TASK = SequenceClassification.__new__(SequenceClassification)  # rendering needs its class alone
@@ -95,7 +96,7 @@ def test_form_fields():
         (5, JSON, 400, ""),
         (None, JSON, 400, ""),
         ({"inputs": "x", "top_k": 2}, JSON, 400, "top_k"),
-        ({"inputs": "x", "parameters": [1]}, JSON, 400, "parameters"),
+        ({"inputs": "x", "parameters": []}, JSON, 400, "parameters"),
         ({"instances": "x"}, JSON, 400, "instances"),
         ({"id": 5, "inputs": [{"name": "t", "shape": [1], "datatype": "BYTES", "data": ["a"]}]}, JSON, 400, "id"),
         ({"inputs": [{"name": "t", "shape": [1], "datatype": "FP32", "data": [1.0]}]}, JSON, 400, "inputs[0].datatype"),
