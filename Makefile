@@ -9,6 +9,7 @@ MODE ?= sequence_classification
 CONFIG ?= artifacts/$(MODE)/model-config.yaml
 TEXT ?= The staff were friendly and the room was spotless.
 VERSION ?= 1.0
+SOURCE = $(if $(MODEL),--model $(MODEL)) $(if $(REVISION),--revision $(REVISION))
 RUN = $(VENV)/bin/python -m
 export TORCH_INDEX_URL
 
@@ -25,10 +26,10 @@ setup:  ## make .venv from requirements.lock (PYTHON=python3.12 chooses, TORCH_I
 	@$(PYTHON) scripts/setup_environment.py $(VENV)
 
 download: setup  ## prepare weights in models/ [MODE= | CONFIG=] [MODEL=hub id or folder] [REVISION=] [PICKLE=]
-	@$(RUN) scripts.download_models --config $(CONFIG) $(if $(MODEL),--model $(MODEL)) $(if $(REVISION),--revision $(REVISION)) $(if $(PICKLE),--pickle $(PICKLE))
+	@$(RUN) scripts.download_models --config $(CONFIG) $(SOURCE) $(if $(PICKLE),--pickle $(PICKLE))
 
-archive: setup  ## build model_store/<name>.mar [MODE= | CONFIG=] [VERSION=1.0]
-	@$(RUN) scripts.build_archive --config $(CONFIG) --version $(VERSION)
+archive: setup  ## build model_store/<name>.mar [MODE= | CONFIG=] [MODEL=] [REVISION=] [VERSION=1.0]
+	@$(RUN) scripts.build_archive --config $(CONFIG) --version $(VERSION) $(SOURCE)
 
 archives: setup  ## build the archive of every folder in artifacts/
 	@for config in artifacts/*/model-config.yaml; do $(RUN) scripts.build_archive --config $$config || exit 1; done
@@ -58,7 +59,7 @@ lock: setup  ## renew requirements.lock from pyproject.toml, for every supported
 	@$(RUN) scripts.lock
 
 starters: setup  ## train the starter models again
-	@$(RUN) pip install -q peft && $(RUN) scripts.train_starters
+	@$(RUN) pip install -q -c requirements.lock 'peft>=0.17' && $(RUN) scripts.train_starters
 
 clean:  ## remove what was built: environment, weights, archives, logs
 	rm -rf .venv .run models model_store logs

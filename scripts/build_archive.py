@@ -63,7 +63,7 @@ def _stage(config: ArchiveConfig, model_dir: Path, contents: Path) -> None:
     (contents / "model-config.yaml").write_text(yaml.safe_dump(config.content, sort_keys=False), encoding="utf-8")
     source = model_dir / SOURCE_FILE
     weights = json.loads(source.read_text(encoding="utf-8"))["weights"] if source.exists() else {}
-    provenance = {"revision": revision(), "weights": weights}
+    provenance = {"revision": code_revision(), "weights": weights}
     (contents / "archive.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
 
 
@@ -93,7 +93,7 @@ def normalise(archive: Path, into: Path) -> None:
                 shutil.copyfileobj(reader, writer, 1 << 20)
 
 
-def revision() -> str:
+def code_revision() -> str:
     """Return the commit the code is at, with `+changes` where handlers/ differs from it; `unknown` outside of git."""
     commit = _git("rev-parse", "HEAD")
     if not commit:
@@ -116,6 +116,10 @@ def main(
     mode: Annotated[
         str, typer.Option(help="Short for --config artifacts/MODE/model-config.yaml.")
     ] = "sequence_classification",
+    model: Annotated[
+        str | None, typer.Option(help="A Hub id, a folder, or `starter`, in place of handler.model_name.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch, in place of handler.revision.")] = None,
     store: Annotated[Path, typer.Option(help="Where the archive goes.")] = MODEL_STORE,
     version: Annotated[str, typer.Option(help="The archive's version, by which TorchServe tells two apart.")] = "1.0",
 ) -> None:
@@ -125,9 +129,11 @@ def main(
 
       python -m scripts.build_archive
 
+      python -m scripts.build_archive --model ./my-model
+
       python -m scripts.build_archive --config artifacts/reviews/model-config.yaml --version 2.0
     """
-    wanted = archive_config(config or ARTIFACTS / mode / "model-config.yaml")
+    wanted = archive_config(config or ARTIFACTS / mode / "model-config.yaml", model, revision)
     model_dir = prepare(wanted.name, wanted.content["handler"])
     with console.status(f"Building {wanted.name}.mar"):
         archive = build(wanted, model_dir, store, version)

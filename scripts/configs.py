@@ -21,13 +21,18 @@ class ArchiveConfig:
     content: dict[str, Any]
 
 
-def archive_config(overlay: Path) -> ArchiveConfig:
-    """Merge an overlay into the template and check the outcome as a worker would. Raises CommandError."""
+def archive_config(overlay: Path, model: str | None = None, revision: str | None = None) -> ArchiveConfig:
+    """Merge an overlay into the template and check the outcome as a worker would. Raises CommandError.
+
+    `model` and `revision` take the place of handler.model_name and handler.revision.
+    """
     if not overlay.is_file():
         raise CommandError(
             f"There is no {overlay}: give MODE=<a folder of artifacts/> or CONFIG=<a model-config.yaml>."
         )
     content = merge(_read(ROOT / "model-config.yaml"), _read(overlay))
+    chosen = {"model_name": model, "revision": revision} if model else {"revision": revision} if revision else {}
+    content = merge(content, {"handler": chosen})
     try:
         parse_config(content)
     except ConfigError as error:

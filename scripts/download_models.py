@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,33 +20,40 @@ from scripts.console import ARTIFACTS, MODELS, CommandError, command, console, r
 app = command()
 
 SOURCE_FILE = "source.json"  # in a prepared folder: where it came from; what it says is also written into the archive
+INDEX = "model.safetensors.index.json"  # says which file of several holds which weight
 STARTER = "starter"
 
 
-def prepare(name: str, handler: dict[str, Any], pickle: str | None = None) -> Path:
-    """Make sure `models/<name>/` holds the model that a `handler:` section names, and return the folder.
+def prepare(name: str, handler: dict[str, Any], pickle: str | None = None, models: Path = MODELS) -> Path:
+    """Make sure `<models>/<name>/` holds the model that a `handler:` section names, and return the folder.
 
     It is built beside and renamed when whole, so that two models never mix. Raises CommandError.
     """
-    source, revision = handler.get("model_name") or "", handler.get("revision")
-    folder, partial = MODELS / name, MODELS / f".{name}.partial"
-    asked = {"mode": handler["mode"], "source": source, "revision": revision, "stamp": _stamp(source, handler["mode"])}
+    source, trust = handler.get("model_name") or "", handler.get("trust_remote_code", False)
+    folder, partial = models / name, models / f".{name}.partial"
+    asked = {
+        "mode": handler["mode"],
+        "source": source,
+        "revision": handler.get("revision"),
+        "trust_remote_code": trust,
+        "stamp": _stamp(source, handler["mode"]),
+    }
     if _asked_before(folder) == asked:
-        console.print(f"models/{name} is ready.")
+        console.print(f"{os.path.relpath(folder)} is ready.")
         return folder
-    if _asked_before(partial) != asked:  # else: a download cut off, to be resumed
+    if _asked_before(partial / hub.NOTES) != asked:  # else: a download cut off, to be resumed
         shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
-    _note(partial, {"asked": asked})
+    (partial / hub.NOTES).mkdir(parents=True, exist_ok=True)
+    _note(partial / hub.NOTES, {"asked": asked})
     facts = _fill(partial, source, handler, pickle)
     if pickle:
         hub.convert_pickle(partial, pickle)
-    _check(partial, handler.get("trust_remote_code", False))
+    _check(partial, trust)
     weights = {path.name: hub.sha256(path) for path in sorted(partial.glob("*.safetensors"))}
     _note(partial, {"asked": asked, "weights": {**facts, "sha256": weights}})
-    shutil.rmtree(partial / ".cache", ignore_errors=True)  # the Hub client's own notes
+    shutil.rmtree(partial / hub.NOTES)
     _replace(folder, partial)
-    console.print(f"models/{name} is ready.")
+    console.print(f"{os.path.relpath(folder)} is ready.")
     return folder
 
 
@@ -68,7 +76,9 @@ def _fill(into: Path, source: str, handler: dict[str, Any], pickle: str | None) 
 
 def _copy(source: Path, into: Path, pickle: str | None, trust_remote_code: bool) -> None:
     names = sorted(path.name for path in source.iterdir() if path.is_file())
-    for name in hub.choose(names, pickle, trust_remote_code, str(source)):
+    chosen = hub.choose(names, pickle, trust_remote_code, str(source))
+    hub.leave_only(into, chosen)
+    for name in chosen:
         progress = rich.progress.open(source / name, "rb", description=name, console=console)
         with progress as reader, (into / name).open("wb") as writer:
             shutil.copyfileobj(reader, writer, 1 << 20)
@@ -76,9 +86,7 @@ def _copy(source: Path, into: Path, pickle: str | None, trust_remote_code: bool)
 
 def _check(folder: Path, trust_remote_code: bool) -> None:
     """Refuse what transformers could not load, before it replaces what works."""
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    kind = config.get("model_type")
+    kind = _read(folder / "config.json").get("model_type")
     if kind is None:
         raise CommandError("The model has no config.json with a model_type: it was not saved with save_pretrained.")
     if kind not in CONFIG_MAPPING and not trust_remote_code:
@@ -86,11 +94,20 @@ def _check(folder: Path, trust_remote_code: bool) -> None:
             f"transformers has no architecture {kind!r}: it needs the model's own code, which runs only with "
             "`trust_remote_code: true` under `handler:`."
         )
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(shard for shard in shards if not (folder / shard).exists()):
-            raise CommandError(f"The model's weights are not whole, {', '.join(missing)} is missing: get it again.")
+    if (folder / "model.safetensors").exists():
+        return
+    shards = set(_read(folder / INDEX).get("weight_map", {}).values()) or {INDEX}
+    if missing := sorted(shard for shard in shards if not (folder / shard).exists()):
+        raise CommandError(f"The model's weights are not whole, {', '.join(missing)} is missing: get it again.")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what a JSON file of a model holds, and nothing where there is none. Raises CommandError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise CommandError(f"The model's {path.name} is not valid JSON ({error}): mend it or get it again.") from error
+    return content if isinstance(content, dict) else {}
 
 
 def _stamp(source: str, mode: str) -> str:
@@ -135,6 +152,7 @@ def main(
     pickle: Annotated[
         str | None, typer.Option(help="Convert this pickled weight file of the model to safetensors.")
     ] = None,
+    models: Annotated[Path, typer.Option(help="Where the prepared weights go, a folder a model.")] = MODELS,
 ) -> None:
     """Prepare the weights of a model in models/, verified, so that an archive can be built from them.
 
@@ -148,13 +166,8 @@ def main(
 
       python -m scripts.download_models --config artifacts/reviews/model-config.yaml
     """
-    wanted = archive_config(config or ARTIFACTS / mode / "model-config.yaml")
-    handler = dict(wanted.content["handler"])
-    if model:
-        handler |= {"model_name": model, "revision": None}
-    if revision:
-        handler["revision"] = revision
-    prepare(wanted.name, handler, pickle)
+    wanted = archive_config(config or ARTIFACTS / mode / "model-config.yaml", model, revision)
+    prepare(wanted.name, wanted.content["handler"], pickle, models)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import httpx2
 import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
-    LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # public, but not in an __all__
 from safetensors.torch import save_file
 
 from scripts.console import CommandError, console
@@ -32,6 +32,8 @@ SUPPORT_FILES = (
 SAFE_WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 PICKLE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CODE = ("*.py",)
+
+NOTES = ".cache"  # in a folder that is being filled: what has arrived of each file, until all is there
 
 WAY_ON = (
     "Without the Hub, set handler.model_name to a folder saved with save_pretrained, or to `starter` for the small "
@@ -64,16 +66,21 @@ def resolve(repo: str, revision: str | None) -> tuple[str, list[RepoSibling]]:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=10)
     except RevisionNotFoundError as error:
         raise CommandError(f"{repo} has no revision {revision!r}: give a commit, a tag or a branch of it.") from error
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise CommandError(
-            f"The Hub has no model {repo!r} for you: check the spelling, or log in with `hf auth login` "
-            "if it is private or gated."
-        ) from error
+    except RepositoryNotFoundError as error:
+        raise _no_access(repo) from error
     except HFValidationError as error:
         raise CommandError(f"{repo!r} is neither a folder here nor a Hub id such as `org/name`.") from error
-    except (OfflineModeIsEnabled, HfHubHTTPError, httpx2.TransportError, OSError) as error:
+    # ValueError: an answer that is no JSON, as from a network that asks for a login first
+    except (OfflineModeIsEnabled, HfHubHTTPError, httpx2.TransportError, OSError, ValueError) as error:
         raise CommandError(f"The Hugging Face Hub cannot be reached ({type(error).__name__}). {WAY_ON}") from error
     return str(info.sha), info.siblings or []
+
+
+def _no_access(repo: str) -> CommandError:
+    return CommandError(
+        f"The Hub has no model {repo!r} for you: check the spelling, or log in with `hf auth login` "
+        "if it is private or gated."
+    )
 
 
 def fetch(
@@ -85,31 +92,59 @@ def fetch(
     """
     commit, siblings = resolve(repo, revision)
     files = {sibling.rfilename: sibling for sibling in siblings}
-    for name in choose(list(files), pickle, trust_remote_code, repo):
-        try:
-            path = hf_hub_download(repo, name, revision=commit, local_dir=into)
-        except (HfHubHTTPError, LocalEntryNotFoundError, httpx2.TransportError, OSError) as error:
-            raise CommandError(
-                f"The download of {name} from {repo} broke off ({type(error).__name__}): run the command again, "
-                "it goes on where it stopped."
-            ) from error
-        _verify(Path(path), files[name])
+    names = choose(list(files), pickle, trust_remote_code, repo)
+    leave_only(into, names)
+    for name in names:
+        if not ((into / name).exists() and _is_whole(into / name, files[name])):
+            _download(repo, commit, files[name], into)
     return commit
 
 
-def _verify(path: Path, expected: RepoSibling) -> None:
-    """Check a file against the Hub's hash: sha256 for large files, git's blob id for the others."""
-    if expected.lfs is not None:
-        found, wanted = sha256(path), expected.lfs.sha256
-    else:
-        content = path.read_bytes()
-        found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-        wanted = expected.blob_id or found
-    if found != wanted:
-        path.unlink()
+def leave_only(folder: Path, names: list[str]) -> None:
+    """Delete other files, as a run left them that broke off before the branch moved or another pickle was named."""
+    for path in folder.glob("*"):
+        if path.is_file() and path.name not in names:
+            path.unlink()
+
+
+def _download(repo: str, commit: str, file: RepoSibling, into: Path) -> None:
+    """Download one file, verified, going on where an earlier download stopped. Raises CommandError."""
+    name = file.rfilename
+    # Named by its hash, so that a part from another commit is never resumed. Not hf_hub_download: it deletes the part.
+    part = into / NOTES / f"{_hash(file) or commit}.{Path(name).name}"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("ab") as writer:
+            if file.size is None or writer.tell() < file.size:
+                url, headers = hf_hub_url(repo, name, revision=commit), build_hf_headers()
+                http_get(url, writer, resume_size=writer.tell(), headers=headers, displayed_filename=name)
+    except RepositoryNotFoundError as error:  # of a gated model everybody may read what it has, but not the files
+        raise _no_access(repo) from error
+    except (HfHubHTTPError, httpx2.TransportError, OSError) as error:
         raise CommandError(
-            f"{path.name} arrived damaged (its hash is not the Hub's) and was deleted: run the command again."
+            f"The download of {name} from {repo} broke off ({type(error).__name__}): run the command again, "
+            "it goes on where it stopped."
+        ) from error
+    if not _is_whole(part, file):
+        part.unlink()
+        raise CommandError(
+            f"{name} arrived damaged (its hash is not the Hub's) and was deleted: run the command again."
         )
+    (into / name).parent.mkdir(parents=True, exist_ok=True)
+    part.replace(into / name)
+
+
+def _hash(file: RepoSibling) -> str | None:
+    """Return the Hub's hash of a file: sha256 for large files, git's blob id for the others."""
+    return file.lfs.sha256 if file.lfs else file.blob_id
+
+
+def _is_whole(path: Path, file: RepoSibling) -> bool:
+    if file.lfs:
+        return sha256(path) == _hash(file)
+    content = path.read_bytes()
+    blob_id = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    return blob_id == (_hash(file) or blob_id)
 
 
 def sha256(path: Path) -> str:
@@ -130,8 +165,13 @@ def convert_pickle(folder: Path, pickle: str) -> None:
         raise CommandError(
             f"{pickle} holds more than tensors and was not opened: ask its author for safetensors."
         ) from error
+    named = state.items() if isinstance(state, dict) else ()
     # clone: safetensors refuses tensors that share memory, as tied weights do
-    tensors = {name: value.clone().contiguous() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value.clone().contiguous() for name, value in named if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise CommandError(
+            f"{pickle} is no state dict, tensors by their names: name the one that save_pretrained wrote."
+        )
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     path.unlink()
     console.print(f"{pickle} converted to model.safetensors ({len(tensors)} tensors).")

@@ -9,7 +9,7 @@ import zipfile
 import pytest
 import yaml
 
-from scripts.build_archive import build, revision
+from scripts.build_archive import build, code_revision
 from scripts.configs import ArchiveConfig, archive_config, merge
 from scripts.console import ARTIFACTS, ROOT, CommandError
 from tests import models
@@ -50,7 +50,7 @@ def test_an_archive_has_all_a_worker_needs(archive, model_dir):
 
 def test_it_tells_the_revision_of_its_code(archive):
     with zipfile.ZipFile(archive) as mar:
-        assert json.loads(mar.read("archive.json"))["revision"] == revision()
+        assert json.loads(mar.read("archive.json"))["revision"] == code_revision()
 
 
 def test_the_same_inputs_give_the_same_bytes(archive, tmp_path, model_dir):
