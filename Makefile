@@ -19,7 +19,7 @@ help:  ## list the commands
 demo: setup  ## everything from nothing: environment, weights, archive, server, a prediction; leaves the server up
 	@$(RUN) scripts.build_archive --mode sequence_classification
 	@$(RUN) scripts.server start --replace
-	@$(RUN) scripts.predict "$$TEXT"
+	@$(RUN) scripts.predict -- "$$TEXT"
 	@echo 'Try your own: make predict TEXT="..."    The end: make stop'
 
 setup:  ## make .venv from requirements.lock (PYTHON=python3.12 chooses, TORCH_INDEX_URL=... takes torch from there)
@@ -45,7 +45,7 @@ status: setup  ## show the server's addresses and models
 
 predict: export TEXT := $(TEXT)
 predict: setup  ## classify TEXT="..." with the running server
-	@$(RUN) scripts.predict "$$TEXT" --model $(MODE)
+	@$(RUN) scripts.predict --model $(MODE) -- "$$TEXT"
 
 demo: export TEXT := $(TEXT)
 
@@ -61,5 +61,6 @@ lock: setup  ## renew requirements.lock from pyproject.toml, for every supported
 starters: setup  ## train the starter models again
 	@$(RUN) pip install -q -c requirements.lock 'peft>=0.17' && $(RUN) scripts.train_starters
 
-clean:  ## remove what was built: environment, weights, archives, logs
-	rm -rf .venv .run models model_store logs
+clean:  ## stop the server and remove what was built: environment, weights, archives, logs
+	@test ! -x $(VENV)/bin/python || $(RUN) scripts.server stop
+	rm -rf $(VENV) .run models model_store logs

@@ -24,7 +24,8 @@ class TransformerHandler:
         """Load the archive; the worker is READY when this returns. Raises ConfigError with what to change."""
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
-        device = torch.device(f"cuda:{properties['gpu_id']}" if torch.cuda.is_available() else "cpu")
+        gpu = properties["gpu_id"] if torch.cuda.is_available() else None  # None also where deviceType is cpu
+        device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         self.pipeline = Pipeline.load(model_dir, read_config(model_dir / "model-config.yaml"), device)
         self.model_name: str = context.model_name
         self.description = self.pipeline.describe() | _provenance(model_dir)

@@ -42,7 +42,7 @@ def java_environment() -> dict[str, str]:
 if __name__ == "__main__":
     java = find_java()
     beside = Path(sys.executable).parent / "java"
-    if java.parent != beside.parent and not shutil.which("java"):
+    if Path(shutil.which("java") or "") != java:
         # so that a plain `torchserve` finds it too, once the environment is activated
         beside.unlink(missing_ok=True)
         beside.symlink_to(java)

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 
 import requests
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from scripts.console import CommandError, command, console, run
 from scripts.server import CONFIG
-from scripts.torchserve import Addresses
+from scripts.torchserve import Addresses, local
 
 app = command()
 
@@ -22,10 +23,12 @@ def ask(address: str, model: str, text: str) -> list[dict[str, Any]]:
     """Return all labels with scores, best first. Raises CommandError."""
     body = {"inputs": text, "parameters": {"top_k": None}}
     try:
-        reply = requests.post(f"{address}/predictions/{model}", json=body, timeout=120)
+        reply = local.post(f"{address}/predictions/{model}", json=body, timeout=120)
+        content = reply.json()
     except requests.ConnectionError:
         raise CommandError(f"No server listens at {address}: start one with `make start`.") from None
-    content = reply.json()
+    except requests.RequestException as error:  # too slow, or no JSON: not TorchServe
+        raise CommandError(f"{address} does not answer as TorchServe does ({type(error).__name__}).") from error
     if reply.status_code != requests.codes.ok:
         told = content.get("error", content)
         raise CommandError(f"The server answered {reply.status_code}: {told['message']}")
@@ -45,7 +48,9 @@ def main(
     records = ask(Addresses.read(config).inference, model, text)
     table = Table(show_header=False, box=None)
     for record in records:
-        table.add_row(record["label"], f"{record['score']:.3f}", "█" * round(WIDTH * min(max(record["score"], 0), 1)))
+        table.add_row(
+            escape(record["label"]), f"{record['score']:.3f}", "█" * round(WIDTH * min(max(record["score"], 0), 1))
+        )
     console.print(text, style="italic", markup=False)
     console.print(table)
 

@@ -42,6 +42,7 @@ def start(
     """
     running = Server.find(run_dir)
     if running and running.archives == archives_in(store):
+        wait_until_ready(running, run_dir)  # it may still be loading
         console.print(f"The server runs already at {running.addresses['inference']} (pid {running.pid}).")
         return
     if running and not replace:

@@ -7,7 +7,6 @@ Set TORCH_INDEX_URL to the address of PyTorch's CPU wheels to get no CUDA packag
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import venv
@@ -35,7 +34,7 @@ def main(folder: Path) -> int:
         try:
             venv.create(folder, with_pip=True)
         except subprocess.CalledProcessError:  # Debian ships venv without pip's wheel, in a package of its own
-            shutil.rmtree(folder)
+            python.unlink(missing_ok=True)  # so that the next run begins anew
             sys.stderr.write("Error: Python cannot make an environment: install its venv package (python3-venv).\n")
             return 1
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-r", str(LOCK)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,10 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 import requests
@@ -22,8 +25,13 @@ import requests
 from scripts.console import CommandError, console
 from scripts.java import java_environment
 
+CLOCK_STEP = 5  # seconds by which a process's start time may seem to move
 DEATHS = 3  # of a worker without a traceback until we give up
 PATIENCE = 900  # seconds; a worker that loads longer than its startupTimeout is given up by TorchServe before
+
+
+local = requests.Session()
+local.trust_env = False  # a proxy of this machine's user has no business between two of its own processes
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,18 @@ class Addresses:
     def taken(self) -> list[str]:
         """Return those of the addresses that another program listens on."""
         found = []
-        for address in (self.inference, self.management, self.metrics, *self.grpc):
-            host, port = address.rpartition("//")[2].split(":")
+        for address in (self.inference, self.management, self.metrics, *(f"//{one}" for one in self.grpc)):
+            parts = urlsplit(address)
+            if parts.hostname is None or parts.port is None:
+                raise CommandError(f"{address!r} in config.properties is no address: write http://host:port.")
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    probe.bind((host, int(port)))
-                except OSError:
-                    found.append(f"{host}:{port}")
+                    probe.bind((parts.hostname, parts.port))
+                except OSError as error:
+                    if error.errno != errno.EADDRINUSE:
+                        raise CommandError(f"Cannot listen on {address}: {error.strerror}.") from error
+                    found.append(f"{parts.hostname}:{parts.port}")
         return found
 
 
@@ -78,15 +90,23 @@ class Server:
 
     @classmethod
     def find(cls, run_dir: Path) -> Server | None:
-        """Return the server a run folder knows of, if it lives."""
+        """Return the server a run folder knows of, if it lives; what a dead one left is removed."""
         path = run_dir / "server.json"
         if not path.exists():
             return None
         server = cls(**json.loads(path.read_text(encoding="utf-8")))
+        if server.lives():
+            return server
+        server.end(run_dir)
+        return None
+
+    def lives(self) -> bool:
+        """Whether its process runs. The start time may differ a little: it is reckoned from a clock that can be set."""
         try:
-            return server if psutil.Process(server.pid).create_time() == server.created else None
+            process = psutil.Process(self.pid)
+            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.created) < CLOCK_STEP
         except psutil.NoSuchProcess:
-            return None
+            return False
 
     def note(self, run_dir: Path) -> None:
         """Write down that this server runs."""
@@ -94,25 +114,37 @@ class Server:
 
     def end(self, run_dir: Path) -> None:
         """Stop the server, its workers too, and remove what it left in its TMPDIR."""
-        try:
+        if self.lives():
             process = psutil.Process(self.pid)
             family = [process, *process.children(recursive=True)]
             process.terminate()  # TorchServe ends its workers itself, when it is given the time
             _, left = psutil.wait_procs(family, timeout=20)
             for one in left:
                 one.kill()
-        except psutil.NoSuchProcess:
-            pass
         shutil.rmtree(self.scratch, ignore_errors=True)
         (run_dir / "server.json").unlink(missing_ok=True)
 
 
 def archives_in(store: Path) -> dict[str, list[int]]:
-    """Return the archives of a store with size and time. Raises CommandError where there is none."""
-    found = {path.stem: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(store.glob("*.mar"))}
+    """Return the archives of a store by model name, with size and time. Raises CommandError where there is none."""
+    found: dict[str, list[int]] = {}
+    for path in sorted(store.glob("*.mar")):
+        name = _model_name(path)
+        if name in found:
+            raise CommandError(f"Two archives in {store} serve as {name!r}, {path.name} is one: take one of them out.")
+        found[name] = [path.stat().st_size, path.stat().st_mtime_ns]
     if not found:
         raise CommandError(f"There is no archive in {store}: build one with `make archive`.")
     return found
+
+
+def _model_name(archive: Path) -> str:
+    """Return the name that an archive is served by, whatever its file is called."""
+    try:
+        with zipfile.ZipFile(archive) as mar:
+            return str(json.loads(mar.read("MAR-INF/MANIFEST.json"))["model"]["modelName"])
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise CommandError(f"{archive} is no model archive: build it again with `make archive`.") from error
 
 
 def launch(config: Path, store: Path, run_dir: Path) -> Server:
@@ -133,14 +165,12 @@ def launch(config: Path, store: Path, run_dir: Path) -> Server:
         subprocess.run(
             words, cwd=run_dir, env=_environment(scratch, logs, run_dir), stdout=log, stderr=log, check=False
         )
-    pid_file = Path(scratch) / ".model_server.pid"
-    if not pid_file.exists():
-        raise CommandError(f"TorchServe did not start: {(logs / 'console.log').read_text().strip()}")
-    pid = int(pid_file.read_text())
     try:
+        pid = int((Path(scratch) / ".model_server.pid").read_text())
         created = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        raise CommandError(f"TorchServe ended at once: {reason(run_dir)}") from None
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        shutil.rmtree(scratch)
+        raise CommandError(f"TorchServe did not start: {reason(run_dir)}") from None
     server = Server(pid, created, scratch, archives, asdict(addresses))
     server.note(run_dir)
     return server
@@ -170,7 +200,7 @@ def wait_until_ready(server: Server, run_dir: Path) -> None:
             waiting = [name for name in waiting if not answers(server.addresses["management"], name)]
             if not waiting:
                 return
-            if not psutil.pid_exists(server.pid) or psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE:
+            if not server.lives():
                 raise CommandError(f"TorchServe ended: {reason(run_dir)}")
             if failed := reason(run_dir, only_workers=True):
                 raise CommandError(f"A model did not load: {failed}")
@@ -197,7 +227,7 @@ def answers(management: str, model: str) -> bool:
 def describe(management: str, model: str, customized: bool = False) -> dict[str, Any]:
     """Ask the management API for a model."""
     query = {"customized": "true"} if customized else {}
-    reply = requests.get(f"{management}/models/{model}", params=query, timeout=30)
+    reply = local.get(f"{management}/models/{model}", params=query, timeout=30)
     reply.raise_for_status()
     content: dict[str, Any] = reply.json()[0]
     return content
@@ -227,4 +257,6 @@ def _dies_silently(run_dir: Path) -> str:
 
 
 # `hfserve.errors.ConfigError: handler.mode ...` behind the logger's prefix, or a Java exception
-ERROR_LINE = re.compile(r"(?:MODEL_LOG - |^|Caused by: )((?:[\w.]+\.)?\w*(?:Error|Exception|Exit|Interrupt)\w*: .+)")
+ERROR_LINE = re.compile(
+    r"(?:MODEL_LOG - |^|Caused by: )((?:[\w.]+\.)?\w*(?:Error|Exception|Exit|Interrupt)\w*(?:: .+)?)$"
+)

@@ -93,7 +93,9 @@ class Config:
     @property
     def engines(self) -> tuple[str, ...]:
         """The engines to try, best first: a machine without a C++ compiler still serves."""
-        return ("compiled", "eager") if self.compile.enable else ("eager",)
+        if not self.compile.enable:
+            return ("eager",)
+        return ("compiled",) if self.compile.fullgraph else ("compiled", "eager")
 
     @property
     def time_budget(self) -> float:

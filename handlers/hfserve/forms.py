@@ -86,6 +86,8 @@ def _read_v2(body: dict[str, Any]) -> Call:
     if len(tensors) == 1:
         return Call(tensors[0][1], "inputs[0].data", form="v2", id=identity)
     names, columns = zip(*tensors, strict=True)
+    if len(set(names)) < len(names):
+        raise BadRequest("Two tensors have the same name: name each once.", "inputs")
     if len({len(column) for column in columns}) != 1:
         raise BadRequest("The tensors differ in length: give each the same number of entries.", "inputs")
     entries = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
@@ -122,36 +124,51 @@ def as_object(value: Json, where: str) -> dict[str, Any]:
     return value
 
 
-def write(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
-    """Put one result for each item into the form of the call."""
-    return FORMS[call.form](call, results, task, model_name)
+def write(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
+    """Put the results of a call into its form, with what was cut told beside each."""
+    return FORMS[call.form](call, answer, task, model_name)
 
 
-def _plain(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
+def tell(truncated: Mapping[int, Truncation]) -> str:
+    """Return `0;tokens=900;used=512, 3;...`: for answers that have no room beside a result."""
+    return ", ".join(f"{i};tokens={cut.tokens};used={cut.used}" for i, cut in truncated.items())
+
+
+def _marked(answer: Answer) -> list[Json]:
+    return [_mark(result, answer.truncated.get(i)) for i, result in enumerate(answer.results)]
+
+
+def _mark(result: Json, cut: Truncation | None) -> Json:
+    """Write into the records of an item that its text was cut, and from how many tokens to how many."""
+    if cut is None:
+        return result
+    if isinstance(result, list):
+        return [_mark(record, cut) for record in result]
+    return {**result, "truncated": {"tokens": cut.tokens, "used": cut.used}}
+
+
+def _plain(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
     """As transformers' pipelines: one input, one result; a list of inputs, a list of results."""
+    results = _marked(answer)
     return results if isinstance(call.payload, list) else results[0]
 
 
-def _v1(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
-    return {"predictions": results}
+def _v1(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
+    return {"predictions": _marked(answer)}
 
 
-def _v2(call: Call, results: Sequence[Json], task: Task, model_name: str) -> Json:
+def _v2(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
     """One tensor a field of the records: [items, records] where an item has several records, else [items]."""
-    records = [result if isinstance(result, list) else [result] for result in results]
-    shape = [len(results), len(records[0])] if isinstance(results[0], list) else [len(results)]
+    several = isinstance(answer.results[0], list)
+    records = [result if several else [result] for result in answer.results]
+    shape = [len(records), len(records[0])] if several else [len(records)]
     outputs = [
-        {
-            "name": name,
-            "shape": shape,
-            "datatype": datatype,
-            "data": [record[name] for row in records for record in row],
-        }
-        for name, datatype in task.columns.items()
+        {"name": name, "shape": shape, "datatype": kind, "data": [record[name] for row in records for record in row]}
+        for name, kind in task.columns.items()
     ]
-    cut = {str(i): row[0]["truncated"] for i, row in enumerate(records) if "truncated" in row[0]}
+    cut = tell(answer.truncated)  # the protocol's parameters are strings, numbers or booleans
     content = {"model_name": model_name, "id": call.id, "outputs": outputs, "parameters": cut and {"truncated": cut}}
     return {name: value for name, value in content.items() if value}
 
 
-FORMS: dict[str, Callable[[Call, Sequence[Json], Task, str], Json]] = {"plain": _plain, "v1": _v1, "v2": _v2}
+FORMS: dict[str, Callable[[Call, Answer, Task, str], Json]] = {"plain": _plain, "v1": _v1, "v2": _v2}

@@ -54,6 +54,7 @@ class Pipeline:
         self.task = task
         self.engine = engine
         self.config = config
+        self.pace = 0.0  # seconds a character took in the pass before
 
     @classmethod
     def load(cls, model_dir: Path, config: Config, device: torch.device) -> Pipeline:
@@ -127,28 +128,34 @@ class Pipeline:
     def _read(self, index: int, call: Call) -> tuple[Any, list[Row]]:
         """Check a call's parameters and turn its payload into rows. Raises RequestError."""
         params = parameters(self.task.Params, call.parameters)
+        many = isinstance(call.payload, list)
         try:
+            self._check_count(len(call.payload) if many else 1)  # before a million entries are looked at
             items = self.task.parse(call.payload)
+            self._check_count(len(items))
             self._check_size(items)
         except RequestError as error:
             raise error.under(call.root) from None
-        many = isinstance(call.payload, list)
         return params, [Row(index, i, f"{call.root}[{i}]" if many else call.root, item) for i, item in enumerate(items)]
 
+    def _check_count(self, count: int) -> None:
+        most = self.config.handler.max_inputs
+        if count > most:
+            raise TooLarge(f"{count} inputs, and a request may have {most}: send them in parts.")
+
     def _check_size(self, items: Sequence[Any]) -> None:
-        limits = self.config.handler
-        if len(items) > limits.max_inputs:
-            raise TooLarge(f"{len(items)} inputs, and a request may have {limits.max_inputs}: send them in parts.")
-        size = sum(map(self.task.size, items))
-        if size > limits.max_characters:
-            raise TooLarge(f"{size} characters, and a request may have {limits.max_characters}: send less at a time.")
+        size, most = sum(map(self.task.size, items)), self.config.handler.max_characters
+        if size > most:
+            raise TooLarge(f"{size} characters, and a request may have {most}: send less at a time.")
 
     def _run(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
         """Answer every row of a pass; what fails is tried again in halves, until the row at fault stands alone."""
-        if time.monotonic() > deadline:
-            return [TooSlow("The batch took its whole time before this input's turn: try again, or send less.")] * len(
-                rows
-            )
+        left = deadline - time.monotonic()
+        if left < 0:
+            late = TooSlow("The batch took its whole time before this input's turn: try again, or send less.")
+            return [late.under(row.field) for row in rows]
+        if len(rows) > 1 and self.pace * self._size(rows) > left:
+            return self._halves(rows, params, deadline)
         try:
             return list(self._pass([row.item for row in rows], params))
         except Refused as refused:
@@ -159,23 +166,31 @@ class Pipeline:
                 "The accelerator failed; this worker ends so that a new one can take its place."
             ) from error
         except Exception as error:
-            errors = {0: _blame(error)} if len(rows) == 1 else {}
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            errors = {0: _blame(error).under(rows[0].field)} if len(rows) == 1 else {}
         # outside of the except clauses: there the exception would keep the failed pass's tensors in memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
         if errors:
             rest = iter(self._run_rest([row for i, row in enumerate(rows) if i not in errors], params, deadline))
             return [errors[i] if i in errors else next(rest) for i in range(len(rows))]
+        return self._halves(rows, params, deadline)
+
+    def _halves(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
         half = len(rows) // 2
         return self._run(rows[:half], params, deadline) + self._run(rows[half:], params, deadline)
+
+    def _size(self, rows: Sequence[Row]) -> int:
+        return sum(self.task.size(row.item) for row in rows)
 
     def _run_rest(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
         return self._run(rows, params, deadline) if rows else []
 
     def _pass(self, items: Sequence[Any], params: Any) -> Iterator[Result]:  # noqa: ANN401
         """One forward pass: a result for each item, in order."""
+        start = time.monotonic()
         batch = self.task.encode(items, params)
         values = self.task.decode(self.task.forward(self.engine.run, batch, params), batch, params)
+        self.pace = (time.monotonic() - start) / max(1, sum(map(self.task.size, items)))
         cut: Mapping[int, Truncation] = batch.truncated or {}
         return (Result(value, cut.get(i)) for i, value in zip(range(len(items)), values, strict=True))
 

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 from hfserve import forms
 from hfserve.errors import BadRequest, RequestError, Unprocessable, UnsupportedMediaType, isolated
 from hfserve.forms import Answer, Call, as_object
-from hfserve.tasks.base import Json, Task, Truncation
+from hfserve.tasks.base import Json, Task
 
 BODY_NAMES = ("body", "data")  # the raw body, or the form field that holds it
+JSON_RANGES = ("application/json", "application/*", "*/*")
 UNTYPED = "unknown/unknown"  # a body without a content type
 
 
@@ -52,7 +53,7 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describe
 
 
 def _parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describe:
-    if headers.get("describe") == "True":
+    if headers.get("describe") == "True" and not row:  # a client's own header of that name comes with a body
         return Describe()
     if headers.get("explain") == "True":
         raise Unprocessable("This archive answers predictions only: use /predictions.")
@@ -66,6 +67,8 @@ def _parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describ
         parameters = row["parameters"]
         if isinstance(parameters, str | bytes | bytearray):
             parameters = _read_json(_text(parameters, "utf-8"), "parameters")
+        if call.parameters:
+            raise BadRequest("Given in the body and in the form field: give them once.", "parameters")
         call = replace(call, parameters=as_object(parameters, "parameters"))
     return replace(call, short=_prefers_text(str(headers.get("accept", ""))))
 
@@ -83,8 +86,10 @@ def _read_body(value: object, content_type: Message) -> Json:
     if media_type not in READERS:
         known = ", ".join(kind for kind in READERS if kind != UNTYPED)
         raise UnsupportedMediaType(f"Content type {media_type!r} is not read here: send {known}.")
+    if isinstance(value, str) and media_type == "text/plain":
+        value = value.encode()  # TorchServe decodes text as UTF-8, whatever its charset
     if not isinstance(value, bytes | bytearray):
-        return value  # TorchServe has decoded it: exactly application/json to what it says, text/plain to a string
+        return value  # TorchServe decodes exactly application/json to what it says
     text = _text(value, content_type.get_content_charset("utf-8"))
     if not text.strip():
         raise BadRequest("The body is empty: send a text, or JSON with `inputs`.")
@@ -95,11 +100,11 @@ def _text(value: str | bytes | bytearray, charset: str) -> str:
     if isinstance(value, str):
         return value
     try:
-        return value.decode(charset)
-    except LookupError:
-        raise UnsupportedMediaType(f"Charset {charset!r} is unknown: send UTF-8.") from None
+        return value.decode(charset).removeprefix("\ufeff")  # a byte order mark, as files from Windows begin with
     except UnicodeDecodeError as error:
         raise BadRequest(f"The body is not valid {charset} from byte {error.start} on: send UTF-8.") from None
+    except (LookupError, ValueError):  # ValueError: Python has a charset named `undefined`
+        raise UnsupportedMediaType(f"Charset {charset!r} is unknown: send UTF-8.") from None
 
 
 def _read_json(text: str, where: str = "") -> Json:
@@ -116,29 +121,33 @@ def _guess(text: str) -> Json:
     stripped = text.strip()
     if stripped[0] not in "{[":
         return text
-    try:
-        return json.loads(stripped)
-    except (RecursionError, ValueError):
-        return _quoted(stripped) or text
+    for read in (json.loads, _read_quoted):
+        try:
+            return read(stripped)
+        except (RecursionError, ValueError):
+            continue
+    if OPENING.match(stripped):
+        raise BadRequest("It opens like JSON and is none: mend it, or send Content-Type: text/plain for a text.")
+    return text
 
 
-def _quoted(text: str) -> dict[str, Any] | None:
+def _read_quoted(text: str) -> Json:
     """Read `{'text': 'so', 'target': 1}` as TorchServe's sample files have it: written as JSON, then parsed as JSON."""
-    try:
-        found = json.loads(LITERAL.sub(_as_json, text))
-    except (RecursionError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
+    return json.loads(LITERAL.sub(_as_json, text))
 
 
-# a quoted string with its escapes, or one of Python's words
-LITERAL = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\b(None|True|False)\b""", re.DOTALL)
+OPENING = re.compile(r"""[{\[]\s*['"]""")
+# A quoted string with its escapes, one of Python's words, or what stands outside of a string in no Python literal. The
+# last ends the scan at once, which would otherwise look for the end of a string from every quote on.
+LITERAL = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\b(None|True|False)\b|(['"\\])""", re.DOTALL)
 ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 CONTROL = {"n": "\n", "t": "\t", "r": "\r"}
 WORDS = {"None": "null", "True": "true", "False": "false"}
 
 
 def _as_json(literal: re.Match[str]) -> str:
+    if literal[3]:
+        raise ValueError("a quote or a backslash outside of a string")
     return WORDS[literal[2]] if literal[2] else json.dumps(ESCAPE.sub(_unescape, literal[1][1:-1]))
 
 
@@ -156,13 +165,15 @@ READERS: dict[str, Callable[[str], Json]] = {
 
 
 def _prefers_text(accept: str) -> bool:
-    """Whether an Accept header puts text/plain before JSON."""
-    ranges = [Message() for _ in accept.split(",")]
-    for message, value in zip(ranges, accept.split(","), strict=True):
-        message["content-type"] = value.strip()
-    wanted = {message.get_content_type(): _quality(message) for message in ranges if message["content-type"]}
-    json_quality = max(wanted.get(kind, 0.0) for kind in ("application/json", "application/*", "*/*"))
-    return wanted.get("text/plain", 0.0) > 0 and wanted["text/plain"] >= json_quality and "text/html" not in wanted
+    """Whether an Accept header puts text/plain before JSON: by quality, then by order, as axios lists JSON first."""
+    ranges = []
+    for value in filter(None, map(str.strip, accept.split(","))):
+        message = Message()
+        message["content-type"] = value
+        ranges.append(message)
+    ranges.sort(key=_quality, reverse=True)
+    known = [kind for kind in map(Message.get_content_type, ranges) if kind in ("text/plain", *JSON_RANGES)]
+    return known[:1] == ["text/plain"] and _quality(ranges[0]) > 0
 
 
 def _quality(media_range: Message) -> float:
@@ -200,8 +211,13 @@ def render_error(error: RequestError) -> Response:
 
 
 def to_json(content: Json) -> str:
-    """Return strict JSON text: NaN raises ValueError."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False)
+    """Return strict JSON text that can be sent as UTF-8: NaN raises ValueError, half a character is escaped."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a client's key or id may hold a lone surrogate; TorchServe's worker would die of it
+        return json.dumps(content, allow_nan=False)
+    return text
 
 
 def send(response: Response, context: Context, idx: int) -> str:
@@ -215,20 +231,10 @@ def send(response: Response, context: Context, idx: int) -> str:
 
 def _render_short(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
     """One line an input. There is no room for a truncation in it, so a header tells."""
-    cut = [f"{i};tokens={cut.tokens};used={cut.used}" for i, cut in answer.truncated.items()]
-    headers = {"content-type": "text/plain; charset=utf-8"} | ({"x-truncated": ", ".join(cut)} if cut else {})
+    cut = forms.tell(answer.truncated)
+    headers = {"content-type": "text/plain; charset=utf-8"} | ({"x-truncated": cut} if cut else {})
     return Response("\n".join(task.brief(result) for result in answer.results), headers=headers)
 
 
 def _render_json(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
-    results = [_tell(result, answer.truncated.get(i)) for i, result in enumerate(answer.results)]
-    return Response(to_json(forms.write(call, results, task, model_name)))
-
-
-def _tell(result: Json, cut: Truncation | None) -> Json:
-    """Write into the records of an item that its text was cut, and from how many tokens to how many."""
-    if cut is None:
-        return result
-    if isinstance(result, list):
-        return [_tell(record, cut) for record in result]
-    return {**result, "truncated": {"tokens": cut.tokens, "used": cut.used}}
+    return Response(to_json(forms.write(call, answer, task, model_name)))

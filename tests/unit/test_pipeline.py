@@ -1,8 +1,11 @@
+import json
 import logging
 import threading
+import time
 
 import pytest
 import torch
+import torch._inductor.config
 from hfserve.config import parse_config
 from hfserve.engines import ENGINES
 from hfserve.engines.eager import Eager
@@ -113,6 +116,9 @@ def test_a_row_that_runs_out_of_memory_is_found_by_halving(pipeline):
     mixed = [*texts[:6], "a " * 60, *texts[6:]]
     answers = watched(pipeline, out_of_memory_above(60)).answer(calls(mixed))
     assert statuses(answers) == [200] * 6 + [507] + [200] * 9
+    assert answers[6].field == "body"
+    (answer,) = watched(pipeline, out_of_memory_above(60)).answer([Call(["tea", "a " * 60], "inputs")])
+    assert (int(answer.status), answer.field) == (507, "inputs[1]")
     assert isinstance(answers[6], OutOfMemory)
 
 
@@ -169,6 +175,50 @@ def test_what_has_no_time_left_is_told_so(model_dir):
     assert done[-1] == 504
     assert done == sorted(done)  # those whose turn came have their answers
     assert isinstance(answers[-1], TooSlow)
+
+
+def test_a_pass_too_long_for_the_time_left_is_split(model_dir):
+    """Else one slow pass, begun just before the deadline, would outlast `responseTimeout`."""
+    pipeline = load(model_dir, timeout=1)
+    wait = threading.Event()
+    slow = watched(pipeline, lambda tensors: wait.wait(0.1 * len(tensors["input_ids"])))
+    slow.pace = 0.1 / len("tea")
+    start = time.monotonic()
+    done = statuses(slow.answer(calls(["tea"] * 32)))
+    assert time.monotonic() - start < 1
+    assert done[0] == 200
+    assert done[-1] == 504
+
+
+def test_a_long_list_is_refused_before_it_is_read(model_dir):
+    start = time.monotonic()
+    (answer,) = load(model_dir).answer([Call([0] * 3_000_000, "inputs")])  # not even texts
+    assert int(answer.status) == 413
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u00ad", "\0", "\ufffd"])
+def test_a_text_without_tokens_is_refused_alone_and_beside_others(tmp_path, text):
+    pipeline = load(models.save(tmp_path, "gpt2"))
+    assert statuses(pipeline.answer(calls([text]))) == [400]
+    assert statuses(pipeline.answer(calls(["tea", text, "room"]))) == [200, 400, 200]
+
+
+def test_a_padding_token_of_the_tokenizer_alone_changes_no_answer(tmp_path):
+    folder = models.save(tmp_path, "gpt2")
+    padding = models.tokenizer(framed=False)
+    padding.pad_token = "[PAD]"  # and config.json has none
+    padding.save_pretrained(folder)
+    pipeline = load(folder)
+    texts = ["tea was good", "the tea was good " * 8]
+    for answer, wanted in zip(pipeline.answer(calls(texts, top_k=None)), reference.scores(folder, texts), strict=True):
+        assert {r["label"]: pytest.approx(r["score"], abs=1e-5) for r in answer.results[0]} == wanted
+
+
+def test_the_short_form_of_a_regression_is_its_number(tmp_path):
+    pipeline = load(models.save(tmp_path, num_labels=1, problem_type="regression"))
+    (answer,) = pipeline.answer(calls(["tea"]))
+    assert float(pipeline.task.brief(answer.results[0])) == answer.results[0][0]["score"]
 
 
 def test_too_many_and_too_much_are_413(model_dir):
@@ -249,6 +299,8 @@ def test_max_length_cuts_earlier_and_never_later(model_dir):
     assert (answer.truncated[0].tokens, answer.truncated[0].used) == (32, 10)
     with pytest.raises(ConfigError, match="handler.max_length is 65, but the model takes 64"):
         load(model_dir, max_length=65)
+    with pytest.raises(ConfigError, match="handler.max_length is 3: give 5 or more"):
+        load(model_dir, max_length=3)
 
 
 def test_what_cannot_be_served_is_refused_at_load(tmp_path, model_dir):
@@ -268,15 +320,45 @@ def test_what_cannot_be_served_is_refused_at_load(tmp_path, model_dir):
     assert load(too_long, max_length=64).task.max_tokens == 64
 
 
-def test_without_a_compiler_the_plain_model_serves_and_says_so(model_dir, monkeypatch, caplog):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+@pytest.fixture
+def no_compiler():
+    """A machine without a C++ compiler, and nothing compiled before."""
     torch._dynamo.reset()
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
+        yield
+    torch._dynamo.reset()
+
+
+def test_without_a_compiler_the_plain_model_serves_and_says_so(model_dir, no_compiler, caplog):
     with caplog.at_level(logging.WARNING):
         pipeline = load(model_dir, compile_enable=True)
     assert pipeline.engine.name == "eager"
     assert "'compiled' does not work here, 'eager' serves instead" in caplog.text
     assert statuses(pipeline.answer(calls(["tea"]))) == [200]
+
+
+@pytest.mark.parametrize("options", [{"mode": "fastest"}, {"options": {"nonsense": 1}}])
+def test_what_torch_compile_refuses_is_refused(model_dir, options):
+    config = parse_config({"handler": {"mode": "sequence_classification"}, "pt2": {"compile": options}})
+    with pytest.raises(ConfigError, match="pt2.compile has a mode or options that torch.compile refuses"):
+        Pipeline.load(model_dir, config, CPU)
+
+
+def test_who_asks_for_the_whole_graph_gets_no_other(model_dir, no_compiler):
+    compile_ = {"compile": {"fullgraph": True}}
+    config = parse_config({"handler": {"mode": "sequence_classification"}, "pt2": compile_})
+    with pytest.raises(ConfigError, match="fails on its self-test"):
+        Pipeline.load(model_dir, config, CPU)
+
+
+def test_labels_that_do_not_start_at_zero_are_refused(tmp_path):
+    folder = models.save(tmp_path)
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    content["id2label"] = {"1": "a", "2": "b", "3": "c"}
+    path.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="id2label in config.json must name the labels 0 to 2"):
+        load(folder)
 
 
 def test_an_unknown_backend_is_refused(model_dir):

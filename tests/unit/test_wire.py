@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from hfserve import wire
@@ -9,7 +10,8 @@ from hfserve.tasks.sequence_classification import SequenceClassification
 from hfserve.wire import Describe
 
 JSON = "application/json"
-TASK = SequenceClassification.__new__(SequenceClassification)  # rendering needs its class alone
+TASK = SequenceClassification.__new__(SequenceClassification)  # rendering needs its labels alone
+TASK.labels = ["A", "B"]
 
 
 def parse(value, content_type="", **headers):
@@ -60,6 +62,7 @@ def test_open_inference_tensors():
         (b"{'text': \"it's\", 'target': 1}", {"text": "it's", "target": 1}),
         (b"[sic] he said", "[sic] he said"),
         (b"{not json at all", "{not json at all"),
+        (b"{so} it goes", "{so} it goes"),
         (b"42", "42"),
         ("Zürich".encode(), "Zürich"),
     ],
@@ -123,13 +126,72 @@ def test_explanations_are_refused_and_descriptions_known():
 
 
 def test_quoted_text_is_not_evaluated():
-    for body in (
-        "{'text': __import__('os').getpid()}",
-        "{'a': " + "[" * 9_000,
-        "{'a': '" + "\\" * 100_001,
-        "{'" * 50_000,
-    ):
-        assert parse(body.encode()).payload == body
+    assert refused(b"{'text': __import__('os').getpid()}", "") == (400, "")
+
+
+@pytest.mark.parametrize("body", ['{"text": "open', '["a", "b"', '{"text": "a",}', "{'text': 'a'", "{ 'a", '["'])
+def test_what_opens_like_json_and_is_none_is_refused(body):
+    assert refused(body.encode(), "") == (400, "")
+    assert parse(body, "text/plain").payload == body
+
+
+def test_odd_quoting_takes_no_time():
+    for body in ("{" + "\\'" * 60_000, "{'" + "\\" * 120_001, "{'" * 60_000, "{'a': " + "[" * 9_000, "{'a'" * 30_000):
+        start = time.monotonic()
+        parse(body.encode())
+        assert time.monotonic() - start < 2  # a quadratic scan takes a minute
+
+
+def test_lists_of_quoted_texts():
+    assert parse(b"['it', \"it's\"]").payload == ["it", "it's"]
+
+
+def test_a_byte_order_mark_is_no_text():
+    assert parse(b"\xef\xbb\xbf" + b'{"inputs": "tea"}').payload == "tea"
+    assert parse(b"\xef\xbb\xbf" + b'{"inputs": "tea"}', "application/json; charset=utf-8").payload == "tea"
+    assert parse("\ufefftea", "text/plain").payload == "tea"
+
+
+def test_the_charset_of_a_text_that_torchserve_has_decoded():
+    sent = "tea".encode("utf-16-le")
+    assert parse(sent.decode(), "text/plain; charset=utf-16-le").payload == "tea"
+
+
+@pytest.mark.parametrize("charset", ["undefined", "nonsense", "utf-8\0"])
+def test_an_unknown_charset_is_415(charset):
+    assert refused(b'{"inputs": "tea"}', f"application/json; charset={charset}") == (415, "")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": "a", "\ud800": 1},
+        {"inputs": "a", "parameters": {"\ud800": 1}},
+        {"id": "\ud800", "inputs": [{"name": "t", "shape": [1], "datatype": "BYTES", "data": ["a"]}]},
+    ],
+)
+def test_half_a_character_outside_of_the_text_can_be_sent_back(body):
+    call = parse(body, JSON)
+    if isinstance(call, Call) and call.form != "v2":
+        call = BadRequest("Unknown parameter.", f"parameters.{next(iter(call.parameters))}")
+    response = (
+        wire.render(call, Answer([RECORDS], {}), TASK, "m") if isinstance(call, Call) else wire.render_error(call)
+    )
+    json.loads(response.body.encode())  # as TorchServe sends it
+
+
+def test_parameters_are_given_once():
+    row = {"data": bytearray(b'{"inputs": "a", "parameters": {"top_k": 1}}'), "parameters": bytearray(b'{"top_k": 2}')}
+    assert wire.parse(row, {}).field == "parameters"
+
+
+def test_tensors_of_one_name_are_refused():
+    tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["a"]}
+    assert refused({"inputs": [tensor, tensor]}) == (400, "inputs")
+
+
+def test_a_client_cannot_ask_for_the_description_in_place_of_an_answer():
+    assert isinstance(parse({"inputs": "x"}, JSON, describe="True"), Call)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +210,7 @@ def test_quoted_text_is_read_as_python_wrote_it(text):
         ("application/json", False),
         ("text/plain", True),
         ("text/plain, application/json", True),
+        ("application/json, text/plain, */*", False),  # what axios sends
         ("application/json, text/plain;q=0.5", False),
         ("text/plain;q=0.9, */*;q=0.1", True),
         ("text/html,application/xhtml+xml,*/*;q=0.8", False),
@@ -186,7 +249,7 @@ def test_v1_and_v2_answers():
             {"name": "label", "shape": [2, 2], "datatype": "BYTES", "data": ["A", "B", "B", "A"]},
             {"name": "score", "shape": [2, 2], "datatype": "FP32", "data": [0.75, 0.25, 0.25, 0.75]},
         ],
-        "parameters": {"truncated": {"1": {"tokens": 9, "used": 5}}},
+        "parameters": {"truncated": "1;tokens=9;used=5"},
     }
 
 

@@ -16,11 +16,16 @@ Tensors = dict[str, Tensor]
 
 
 class Loadable(Protocol):
-    """What an engine needs to know of a task: which class of transformers loads its models."""
+    """What an engine needs to know of a task: which class of transformers loads its models, and what pads its rows."""
 
     @property
     def auto_class(self) -> str:
         """A name such as `AutoModelForSequenceClassification`."""
+        ...
+
+    @property
+    def pad_token_id(self) -> int:
+        """The token that the task's tokenizer pads with."""
         ...
 
 
@@ -63,8 +68,8 @@ def load_model(model_dir: Path, task: Loadable, config: Config, device: torch.de
             f"The weights lack {missing}: this model was not trained for handler.mode {config.handler.mode!r}; "
             "package one that was."
         )
-    if model.config.pad_token_id is None:  # GPT-like classifiers find the last real token through it
-        model.config.pad_token_id = model.config.eos_token_id
+    # GPT-like classifiers look for the last token before this one: it must be the one that rows are padded with
+    model.config.pad_token_id = task.pad_token_id
     return model.eval().to(device)  # type: ignore[no-any-return]
 
 

@@ -34,9 +34,12 @@ class Compiled:
             raise ConfigError(f"pt2.compile.backend {how.backend!r} is unknown: choose one of {', '.join(backends)}.")
         model = load_model(model_dir, task, config, device)
         # compile() in place, so that the model keeps its own class, its config and its hooks
-        model.compile(
-            backend=how.backend, mode=how.mode, dynamic=how.dynamic, fullgraph=how.fullgraph, options=how.options
-        )
+        try:
+            model.compile(
+                backend=how.backend, mode=how.mode, dynamic=how.dynamic, fullgraph=how.fullgraph, options=how.options
+            )
+        except RuntimeError as error:
+            raise ConfigError(f"pt2.compile has a mode or options that torch.compile refuses: {error}") from error
         return cls(model, device)
 
     def run(self, tensors: Tensors) -> Tensors:

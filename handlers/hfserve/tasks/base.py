@@ -52,6 +52,7 @@ class Task(ABC):
     auto_class: ClassVar[str]  # the class of transformers that loads its models
     Params: ClassVar[type]  # frozen dataclass of per-request parameters; a bad one raises BadRequest
     columns: ClassVar[Mapping[str, str]]  # fields of a result record -> Open Inference Protocol datatype
+    pad_token_id: int  # what rows are padded with
 
     @abstractmethod
     def __init__(self, model_dir: Path, config: HandlerConfig) -> None:
@@ -112,8 +113,8 @@ def load_tokenizer(model_dir: Path, config: HandlerConfig) -> PreTrainedTokenize
         tokenizer = AutoTokenizer.from_pretrained(
             model_dir, local_files_only=True, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The model folder has no tokenizer that loads: {error}") from error
+    except Exception as error:  # broken files raise whatever the code that reads them happens to
+        raise ConfigError(f"The model folder has no tokenizer that loads: {type(error).__name__}: {error}") from error
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any((model_dir / name).exists() for name in files):  # transformers makes up an empty one without a word
         raise ConfigError("The model folder has no tokenizer: save the model's own beside it with save_pretrained.")
@@ -135,4 +136,9 @@ def token_limit(model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, ask
         raise ConfigError("The model sets no limit of tokens: set handler.max_length.")
     if asked is not None and limits and asked > min(limits):
         raise ConfigError(f"handler.max_length is {asked}, but the model takes {min(limits)} tokens: lower it.")
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2  # below it a tokenizer cuts nothing, without a word
+    if asked is not None and asked < least:
+        raise ConfigError(
+            f"handler.max_length is {asked}: give {least} or more, room for a word beside special tokens."
+        )
     return asked or min(limits)

@@ -64,6 +64,7 @@ class SequenceClassification(Task):
     def __init__(self, model_dir: Path, config: HandlerConfig) -> None:
         model = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=config.trust_remote_code)
         self.tokenizer = load_tokenizer(model_dir, config)
+        self.pad_token_id = int(self.tokenizer.pad_token_id)
         self.max_tokens = token_limit(model, self.tokenizer, config.max_length)
         self.labels = read_labels(model_dir, model)
         self.function = default_function(model)
@@ -83,6 +84,9 @@ class SequenceClassification(Task):
     def encode(self, items: Sequence[Text], params: ClassificationParams) -> Batch:
         """Tokenise all items in one call, and what is too long again, cut. Tensors are [items, tokens]."""
         rows = self._tokenise(items)
+        empty = BadRequest("The text has nothing that this model reads: send other text.")
+        if nothing := {i: empty for i, ids in enumerate(rows["input_ids"]) if not ids}:
+            raise Refused(nothing)
         too_long = {i: len(ids) for i, ids in enumerate(rows["input_ids"]) if len(ids) > self.max_tokens}
         if too_long and params.truncation == "error":
             raise Refused({i: self._refusal(tokens) for i, tokens in too_long.items()})
@@ -95,7 +99,7 @@ class SequenceClassification(Task):
         return Batch(
             tensors=dict(padded),
             owner=range(len(items)),
-            truncated={i: Truncation(tokens, self.max_tokens) for i, tokens in too_long.items()},
+            truncated={i: Truncation(tokens, len(rows["input_ids"][i])) for i, tokens in too_long.items()},
         )
 
     def decode(self, outputs: Tensors, batch: Batch, params: ClassificationParams) -> list[Json]:
@@ -109,8 +113,8 @@ class SequenceClassification(Task):
         ]
 
     def brief(self, result: Json) -> str:
-        """Return the best label, as TorchServe's example answers."""
-        return str(result[0]["label"])
+        """Return the best label, as TorchServe's example answers; of a single one, which says nothing, the score."""
+        return str(result[0]["label" if len(self.labels) > 1 else "score"])
 
     def samples(self) -> list[Text]:
         """Return one short text and one that fills the model."""
@@ -143,6 +147,8 @@ def read_labels(model_dir: Path, model: PretrainedConfig) -> list[str]:
         if not isinstance(names, dict) or sorted(names) != sorted(map(str, range(count))):
             raise ConfigError(f'index_to_name.json must name each of the {count} labels: {{"0": "name", ...}}.')
         names = {int(index): name for index, name in names.items()}
+    if any(index not in names for index in range(count)):
+        raise ConfigError(f"id2label in config.json must name the labels 0 to {count - 1}: mend it.")
     return [str(names[index]) for index in range(count)]
 
 
