@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import requests
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from scripts.console import MODEL_STORE, ROOT, CommandError, command, console, run
 from scripts.torchserve import Server, archives_in, describe, launch, wait_until_ready
@@ -43,7 +43,9 @@ def start(
     running = Server.find(run_dir)
     if running and running.archives == archives_in(store):
         wait_until_ready(running, run_dir)  # it may still be loading
-        console.print(f"The server runs already at {running.addresses['inference']} (pid {running.pid}).")
+        console.print(
+            f"The server runs already at {running.addresses['inference']} (pid {running.pid}).", soft_wrap=True
+        )
         return
     if running and not replace:
         raise CommandError(
@@ -58,7 +60,7 @@ def start(
         server.end(run_dir)
         raise
     for name in server.archives:
-        console.print(f"[bold green]{name}[/] answers at {server.addresses['inference']}/predictions/{name}")
+        console.print(f"{name} answers at {server.addresses['inference']}/predictions/{name}", soft_wrap=True)
 
 
 @app.command()
@@ -88,7 +90,7 @@ def status(run_dir: RunOption = RUN_DIR) -> None:
         raise typer.Exit(1)
     for name in ("inference", "management", "metrics"):
         console.print(f"{name:<11} {server.addresses[name]}")
-    table = Table("model", "version", "workers ready", "batch size", "waiting", "engine")
+    table = Table(Column("model", overflow="fold"), "version", "workers ready", "batch size", "waiting", "engine")
     for model in server.archives:
         table.add_row(*_row(server.addresses["management"], model))
     console.print(table)

