@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -41,8 +42,10 @@ def build(config: ArchiveConfig, model_dir: Path, store: Path, version: str = "1
         _stage(config, model_dir, contents)
         _archive(config.name, version, contents, out, tmp)
         normalise(out / f"{config.name}.mar", out / "normal.mar")
-        (out / "normal.mar").replace(store / f"{config.name}.mar")
-    return store / f"{config.name}.mar"
+        archive = store / f"{config.name}.mar"
+        if not (archive.exists() and filecmp.cmp(out / "normal.mar", archive, shallow=False)):
+            (out / "normal.mar").replace(archive)  # the same one stays as it is: a server need not load it again
+    return archive
 
 
 def _check(config: ArchiveConfig, model_dir: Path) -> None:

@@ -23,6 +23,7 @@ def live(tmp_path_factory, folders):
     # a delay that lets 32 clients meet in one batch, however slow the machine
     together = {"batchSize": 32, "maxBatchDelay": 100, "maxWorkers": 1, "minWorkers": 1}
     archive(store, "plain", folders["plain"], together)
+    archive(store, "alone", folders["plain"])  # as shipped, for one request at a time
     for name in ("topics", "stars"):
         archive(store, name, folders[name])
     with serving(folder, store) as server:

@@ -59,6 +59,8 @@ def test_the_same_inputs_give_the_same_bytes(archive, tmp_path, model_dir):
         os.utime(path)
     again = build(config(), model_dir, tmp_path)
     assert hashlib.sha256(again.read_bytes()).digest() == hashlib.sha256(archive.read_bytes()).digest()
+    written = again.stat().st_mtime_ns
+    assert build(config(), model_dir, tmp_path).stat().st_mtime_ns == written, "the same archive was written again"
     other = build(config(batchSize=5), model_dir, tmp_path)
     assert other.read_bytes() != archive.read_bytes()
 
