@@ -10,9 +10,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from scripts.addresses import Addresses
 from scripts.console import CommandError, command, console, run
 from scripts.server import CONFIG
-from scripts.torchserve import Addresses, local
+from scripts.torchserve import local
 
 app = command()
 

@@ -7,8 +7,9 @@ import sys
 import psutil
 import pytest
 
+from scripts.addresses import Addresses
 from scripts.console import ROOT, CommandError
-from scripts.torchserve import Addresses, Server, archives_in, reason
+from scripts.torchserve import Server, archives_in, reason
 from tests.serving import archive, free_ports
 
 
