@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -25,8 +25,6 @@ from hfserve.tasks import TASKS
 from hfserve.tasks.base import Json, Refused, Task, Truncation, parameters
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Pipeline:
         self.task = task
         self.engine = engine
         self.config = config
-        self.pace = 0.0  # seconds a character took in the pass before
+        self.pace = 0.0  # seconds a character takes in the longest row; measured by warm_up
 
     @classmethod
     def load(cls, model_dir: Path, config: Config, device: torch.device) -> Pipeline:
@@ -96,6 +94,9 @@ class Pipeline:
         shortest, longest = self.task.samples()
         for items in ([shortest], [shortest, shortest], [longest], [longest, shortest]):
             self._pass(items, self.task.Params())
+        start = time.monotonic()
+        self._pass([longest], self.task.Params())  # once more: nothing is left to compile
+        self.pace = (time.monotonic() - start) / self._size([longest])
 
     def answer(self, calls: Sequence[Call]) -> list[Answer | RequestError]:
         """Answer each call, in order; a call's error is its own."""
@@ -144,20 +145,23 @@ class Pipeline:
             raise TooLarge(f"{count} inputs, and a request may have {most}: send them in parts.")
 
     def _check_size(self, items: Sequence[Any]) -> None:
-        size, most = sum(map(self.task.size, items)), self.config.handler.max_characters
+        size, most = self._size(items), self.config.handler.max_characters
         if size > most:
             raise TooLarge(f"{size} characters, and a request may have {most}: send less at a time.")
 
     def _run(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
         """Answer every row of a pass; what fails is tried again in halves, until the row at fault stands alone."""
+        if not rows:
+            return []
+        items = [row.item for row in rows]
         left = deadline - time.monotonic()
         if left < 0:
             late = TooSlow("The batch took its whole time before this input's turn: try again, or send less.")
             return [late.under(row.field) for row in rows]
-        if len(rows) > 1 and self.pace * self._size(rows) > left:
+        if len(rows) > 1 and self.pace * self._size(items) > left:
             return self._halves(rows, params, deadline)
         try:
-            return list(self._pass([row.item for row in rows], params))
+            return list(self._pass(items, params))
         except Refused as refused:
             errors = {i: error.under(rows[i].field) for i, error in refused.errors.items()}
         except torch.AcceleratorError as error:
@@ -171,7 +175,7 @@ class Pipeline:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if errors:
-            rest = iter(self._run_rest([row for i, row in enumerate(rows) if i not in errors], params, deadline))
+            rest = iter(self._run([row for i, row in enumerate(rows) if i not in errors], params, deadline))
             return [errors[i] if i in errors else next(rest) for i in range(len(rows))]
         return self._halves(rows, params, deadline)
 
@@ -179,18 +183,13 @@ class Pipeline:
         half = len(rows) // 2
         return self._run(rows[:half], params, deadline) + self._run(rows[half:], params, deadline)
 
-    def _size(self, rows: Sequence[Row]) -> int:
-        return sum(self.task.size(row.item) for row in rows)
-
-    def _run_rest(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
-        return self._run(rows, params, deadline) if rows else []
+    def _size(self, items: Sequence[Any]) -> int:
+        return sum(map(self.task.size, items))
 
     def _pass(self, items: Sequence[Any], params: Any) -> Iterator[Result]:  # noqa: ANN401
         """One forward pass: a result for each item, in order."""
-        start = time.monotonic()
         batch = self.task.encode(items, params)
         values = self.task.decode(self.task.forward(self.engine.run, batch, params), batch, params)
-        self.pace = (time.monotonic() - start) / max(1, sum(map(self.task.size, items)))
         cut: Mapping[int, Truncation] = batch.truncated or {}
         return (Result(value, cut.get(i)) for i, value in zip(range(len(items)), values, strict=True))
 

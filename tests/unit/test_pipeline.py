@@ -190,6 +190,15 @@ def test_a_pass_too_long_for_the_time_left_is_split(model_dir):
     assert done[-1] == 504
 
 
+def test_a_short_text_before_does_not_split_the_passes_after_it(pipeline):
+    """What a character costs is taken from the longest row, not from a text whose time is all overhead."""
+    wait = threading.Event()
+    slow = watched(pipeline, lambda tensors: wait.wait(0.5))  # a second for each two characters, if it were asked
+    slow.answer(calls(["a"]))
+    slow.answer(calls(["the tea was good " * 5] * 32))
+    assert slow.engine.shapes[1:] == [(32, 22)]
+
+
 def test_a_long_list_is_refused_before_it_is_read(model_dir):
     start = time.monotonic()
     (answer,) = load(model_dir).answer([Call([0] * 3_000_000, "inputs")])  # not even texts
