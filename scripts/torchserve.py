@@ -20,7 +20,7 @@ import psutil
 import requests
 
 from scripts.addresses import Addresses
-from scripts.console import CommandError, console
+from scripts.console import MODEL_STORE, CommandError, console
 from scripts.java import java_environment
 
 CLOCK_STEP = 5  # seconds by which a process's start time may seem to move
@@ -41,6 +41,7 @@ class Server:
     scratch: str  # its TMPDIR: pid file, sockets, unpacked archives
     archives: dict[str, list[int]]  # name -> size and time, to see whether the store has changed since
     addresses: dict[str, Any] = field(default_factory=dict)
+    store: str = str(MODEL_STORE)
 
     @classmethod
     def find(cls, run_dir: Path) -> Server | None:
@@ -81,15 +82,26 @@ class Server:
 
 def archives_in(store: Path) -> dict[str, list[int]]:
     """Return the archives of a store by model name, with size and time. Raises CommandError where there is none."""
-    found: dict[str, list[int]] = {}
-    for path in sorted(store.glob("*.mar")):
+    files = archive_files(store)
+    if not files:
+        raise CommandError(f"There is no archive in {store}: build one with `make archive`.")
+    return {name: fingerprint(path) for name, path in files.items()}
+
+
+def archive_files(store: Path) -> dict[str, Path]:
+    """Return the archives of a store by model name. Raises CommandError where two have the same."""
+    found: dict[str, Path] = {}
+    for path in sorted(store.glob("[!.]*.mar")):  # TorchServe passes over hidden files too
         name = _model_name(path)
         if name in found:
             raise CommandError(f"Two archives in {store} serve as {name!r}, {path.name} is one: take one of them out.")
-        found[name] = [path.stat().st_size, path.stat().st_mtime_ns]
-    if not found:
-        raise CommandError(f"There is no archive in {store}: build one with `make archive`.")
+        found[name] = path
     return found
+
+
+def fingerprint(archive: Path) -> list[int]:
+    """Return an archive's size and time, which tell whether it has changed."""
+    return [archive.stat().st_size, archive.stat().st_mtime_ns]
 
 
 def _model_name(archive: Path) -> str:
@@ -125,7 +137,7 @@ def launch(config: Path, store: Path, run_dir: Path) -> Server:
     except (FileNotFoundError, psutil.NoSuchProcess):
         shutil.rmtree(scratch)
         raise CommandError(f"TorchServe did not start: {reason(run_dir)}") from None
-    server = Server(pid, created, scratch, archives, asdict(addresses))
+    server = Server(pid, created, scratch, archives, asdict(addresses), str(store.resolve()))
     server.note(run_dir)
     return server
 
@@ -149,7 +161,7 @@ def wait_until_ready(server: Server, run_dir: Path) -> None:
     """Return when every model answers. Raises CommandError with the log's reason where one never will."""
     waiting = sorted(server.archives)
     with console.status("") as status:
-        for seconds in _seconds():
+        for seconds in ticks():
             status.update(f"Loading {', '.join(waiting)} ({seconds:.0f} s)")
             waiting = [name for name in waiting if not answers(server.addresses["management"], name)]
             if not waiting:
@@ -161,7 +173,8 @@ def wait_until_ready(server: Server, run_dir: Path) -> None:
     raise CommandError(f"{', '.join(waiting)} did not load in {PATIENCE} s: see {run_dir}/logs/model_log.log.")
 
 
-def _seconds() -> Iterator[float]:
+def ticks() -> Iterator[float]:
+    """Yield the seconds that have passed, a few times a second, until our patience ends."""
     start = time.monotonic()
     while (passed := time.monotonic() - start) < PATIENCE:
         yield passed
@@ -179,7 +192,7 @@ def answers(management: str, model: str) -> bool:
 
 
 def describe(management: str, model: str, customized: bool = False) -> dict[str, Any]:
-    """Ask the management API for a model."""
+    """Ask the management API for a model, `name` or `name/version`; customized asks its worker too."""
     query = {"customized": "true"} if customized else {}
     reply = local.get(f"{management}/models/{model}", params=query, timeout=30)
     reply.raise_for_status()
@@ -187,26 +200,33 @@ def describe(management: str, model: str, customized: bool = False) -> dict[str,
     return content
 
 
-def reason(run_dir: Path, only_workers: bool = False) -> str:
-    """Return why the server or a worker died, from its logs: the last line of the last traceback; "" if none did."""
+def reason(run_dir: Path, only_workers: bool = False, worker: str = "") -> str:
+    """Return why the server or a worker died, from its logs: the last line of the last traceback; "" if none did.
+
+    `worker`, such as W-9000-reviews_2.0, looks at that one alone; TorchServe never gives its number again.
+    """
     names = ["model_log.log"] if only_workers else ["model_log.log", "ts_log.log", "console.log"]
     for name in names:
-        path = run_dir / "logs" / name
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        lines = _log(run_dir, name, worker)
         told = [match[1] for line in lines if (match := ERROR_LINE.search(line))]
         died = not only_workers or any("Backend worker process died" in line for line in lines)
         if told and died:
             return told[-1]
     if only_workers:
-        return _dies_silently(run_dir)
+        return _dies_silently(run_dir, worker)
     last = (run_dir / "logs" / "console.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     return f"{''.join(last)} (see {run_dir}/logs)"
 
 
-def _dies_silently(run_dir: Path) -> str:
+def _log(run_dir: Path, name: str, worker: str) -> list[str]:
+    path = run_dir / "logs" / name
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    return [line for line in lines if worker in line]
+
+
+def _dies_silently(run_dir: Path, worker: str) -> str:
     """A worker that dies again and again without a traceback was killed from outside."""
-    path = run_dir / "logs" / "ts_log.log"
-    died = path.read_text(encoding="utf-8", errors="replace").count("Retry worker:") if path.exists() else 0
+    died = sum("Retry worker:" in line for line in _log(run_dir, "ts_log.log", worker))
     return f"its worker was killed {died} times; is there enough memory?" if died >= DEATHS else ""
 
 

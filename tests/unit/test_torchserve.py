@@ -33,6 +33,8 @@ def test_archives_go_by_the_name_they_are_served_by(tmp_path, model_dir):
         archives_in(tmp_path)
     built.unlink()
     assert list(archives_in(tmp_path)) == ["tiny"]  # under its other file name
+    (tmp_path / ".hidden.mar").write_text("what a swap builds, and TorchServe passes over")
+    assert list(archives_in(tmp_path)) == ["tiny"]
     (tmp_path / "broken.mar").write_text("no zip")
     with pytest.raises(CommandError, match=r"broken\.mar is no model archive: build it again"):
         archives_in(tmp_path)
@@ -93,6 +95,13 @@ LOG = "2026-01-01T00:00:00,000 [INFO ] W-9000-tiny_1.0-stdout MODEL_LOG - {}\n"
 def test_the_reason_is_the_last_line_of_the_traceback(run_dir, lines, told):
     (run_dir / "logs" / "model_log.log").write_text("".join(LOG.format(line) for line in lines))
     assert reason(run_dir, only_workers=True) == told
+
+
+def test_the_reason_may_be_asked_of_one_worker_alone(run_dir):
+    lines = [LOG.format(line) for line in ("Backend worker process died.", "ValueError: of version 1")]
+    (run_dir / "logs" / "model_log.log").write_text("".join(lines))
+    assert reason(run_dir, only_workers=True, worker="W-9001-tiny_2.0") == ""
+    assert reason(run_dir, only_workers=True, worker="W-9000-tiny_1.0") == "ValueError: of version 1"
 
 
 def test_a_worker_killed_again_and_again_is_noticed(run_dir):
