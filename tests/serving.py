@@ -35,11 +35,16 @@ def properties(folder: Path, **extra: str) -> Path:
     return path
 
 
-def archive(store: Path, name: str, model_dir: Path, overlay: dict | None = None) -> Path:
-    """An archive of a model folder; eager unless the overlay says otherwise, as compiling takes half a minute."""
+def config(name: str, overlay: dict | None = None) -> ArchiveConfig:
+    """The template, eager unless the overlay says otherwise, as compiling takes half a minute."""
     template = yaml.safe_load((ROOT / "model-config.yaml").read_text())
     eager = {"pt2": {"compile": {"enable": False}}}
-    return build(ArchiveConfig(name, merge(merge(template, eager), overlay or {})), model_dir, store)
+    return ArchiveConfig(name, merge(merge(template, eager), overlay or {}))
+
+
+def archive(store: Path, name: str, model_dir: Path, overlay: dict | None = None, version: str = "1.0") -> Path:
+    """An archive of a model folder."""
+    return build(config(name, overlay), model_dir, store, version)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,10 @@ class Live:
     inference: str
     management: str
     metrics: str
+
+    @property
+    def store(self) -> Path:
+        return Path(self.server.store)
 
     def post(self, model, path="/predictions/{}", **request):
         return requests.post(self.inference + path.format(model), timeout=60, **request)

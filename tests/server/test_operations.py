@@ -1,9 +1,11 @@
 """What an operator relies on: workers come back, overload is quick, metrics count, starting and stopping tell why."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -63,10 +65,37 @@ def test_only_this_machine_can_connect(live):
     assert {one.laddr.ip.removeprefix("::ffff:") for one in listening} <= {"127.0.0.1", "::1"}
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1/evil.mar", "file:///tmp/evil.mar", "plain.mar"])
-def test_no_model_can_be_registered_over_http(live, url):
-    reply = requests.post(f"{live.management}/models", params={"url": url}, timeout=10)
-    assert reply.status_code in (400, 403, 404, 405), reply.text
+def register(live, url, **parameters):
+    return requests.post(f"{live.management}/models", params={"url": url, **parameters}, timeout=60)
+
+
+def test_archives_are_registered_from_the_store_alone(live, tmp_path, model_dir):
+    """TorchServe would take an unpacked archive from any folder of the machine, and run its handler."""
+    outside = archive(tmp_path, "evil", model_dir)
+    unpacked = tmp_path / "unpacked.mar"
+    for folder in (unpacked, live.run_dir / "unpacked", live.store / "unpacked"):
+        with zipfile.ZipFile(outside) as mar:
+            mar.extractall(folder)
+    remote = [
+        "http://127.0.0.1:1/evil.mar",
+        "HTTPS://127.0.0.1:1/evil.mar",
+        "ftp://127.0.0.1:1/evil.mar",
+        "s3://b/evil.mar",
+    ]
+    files = [f"file://{outside}", f"file:{outside}", f"jar:file:{outside}!/evil.mar", f"url:{unpacked}"]
+    paths = [str(outside), str(unpacked), f" {unpacked}", f"{unpacked}/", "unpacked", "./unpacked", "../evil.mar", "."]
+    for url in [*remote, *files, *paths, "", "evil.mar"]:
+        reply = register(live, url)
+        assert reply.status_code in (400, 404, 500), f"{url!r}: {reply.text}"
+        assert reply.json()["type"] != "InternalServerException" or "already exists" in reply.json()["message"]
+    names = requests.get(f"{live.management}/models", timeout=10).json()["models"]
+    assert "evil" not in [one["modelName"] for one in names]
+    shutil.rmtree(live.store / "unpacked")
+
+    reply = register(live, "plain.mar", model_name="copy")
+    assert reply.status_code == 200, reply.text
+    assert live.ask("copy", "tea").status_code == 200
+    assert requests.delete(f"{live.management}/models/copy", timeout=60).status_code == 200
 
 
 def test_a_full_queue_is_answered_503_at_once(tmp_path, model_dir):
