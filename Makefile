@@ -1,6 +1,6 @@
 # `make` alone lists the commands. Each is one line of plain shell that you can also type yourself.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup download archive archives start stop status predict test lint lock starters clean
+.PHONY: help demo setup download archive archives swap start stop status predict test lint lock starters clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -33,6 +33,9 @@ archive: setup  ## build model_store/<name>.mar [MODE= | CONFIG=] [MODEL=] [REVI
 
 archives: setup  ## build the archive of every folder in artifacts/
 	@for config in artifacts/*/model-config.yaml; do $(RUN) scripts.build_archive --config $$config || exit 1; done
+
+swap: setup  ## replace a running model by a newly built archive; no request fails [MODE= | CONFIG=] [MODEL=] [REVISION=]
+	@$(RUN) scripts.swap --config $(CONFIG) $(SOURCE)
 
 start: setup  ## serve every archive in model_store/ on 127.0.0.1, and return when they answer
 	@$(RUN) scripts.server start
