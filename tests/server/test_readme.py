@@ -79,6 +79,7 @@ def test_the_commands_of_the_readme(place, tmp_path_factory):
     assert '"weights_sha256"' in told or '"sha256"' in told
     assert "ts_inference_requests_total" in told
     assert "LABEL_" in told  # the model of one's own
+    assert "1.0 has answered all it had" in told
 
 
 def wait_for_it(ports: dict[str, str]) -> str:
