@@ -10,6 +10,7 @@ from hfserve.engines.base import Engine
 ENGINES = {
     "eager": "hfserve.engines.eager:Eager",
     "compiled": "hfserve.engines.compiled:Compiled",
+    "torchscript": "hfserve.engines.torchscript:Torchscript",
 }
 
 
