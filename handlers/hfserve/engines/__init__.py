@@ -16,6 +16,8 @@ ENGINES = {
     "compiled": "hfserve.engines.compiled:Compiled",
     "torchscript": "hfserve.engines.torchscript:Torchscript",
     "aotinductor": "hfserve.engines.aotinductor:Aotinductor",
+    "neuron": "hfserve.engines.neuron:Neuron",
+    "neuronx": "hfserve.engines.neuron:Neuronx",
 }
 
 
