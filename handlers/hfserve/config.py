@@ -32,17 +32,22 @@ FRONTEND_KEYS = frozenset({
 
 DEFAULT_RESPONSE_TIMEOUT = 120  # seconds; TorchServe's own default
 
-# Keys of TorchServe's Huggingface_Transformers example that have no effect here: value that says nothing -> what holds.
+# Keys of TorchServe's Huggingface_Transformers example that mean less today: value that says nothing -> what holds.
 UPSTREAM_KEYS: dict[str, tuple[object, str]] = {
     "do_lower_case": (None, "the tokenizer's own casing is kept"),
     "num_labels": (None, "the model's own labels are kept"),
-    "save_mode": ("pretrained", ""),
     "captum_explanation": (False, "this version answers predictions only"),
     "embedding_name": (None, "the embedding is found through get_input_embeddings()"),
-    "hardware": (None, ""),
     "batch_size": (None, "batchSize at the top of the file sets it"),
-    "BetterTransformer": (False, "scaled-dot-product attention, its successor, is always on"),
-    "model_parallel": (False, ""),
+    "BetterTransformer": (False, "scaled-dot-product attention, its successor, is used"),
+    "model_parallel": (False, "layers are spread over the GPUs by device_map"),
+}
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "engine": (None, "eager", "compiled", "torchscript", "aotinductor"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "save_mode": ("pretrained", "torchscript"),
+    "hardware": (None, "neuron", "neuronx"),
 }
 
 
@@ -58,12 +63,47 @@ class HandlerConfig:
     max_inputs: int = 256
     max_characters: int = 1_000_000
     max_rows: int = 32
+    engine: str | None = None
+    precision: str = "fp32"
+    save_mode: str = "pretrained"
+    hardware: str | None = None
+    batch_size: int | None = None
+    BetterTransformer: bool = False
+    model_parallel: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "max_inputs", "max_characters", "max_rows"):
+        for name in ("max_length", "max_inputs", "max_characters", "max_rows", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"handler.{name} is {value}: give a whole number from 1 up.")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                names = ", ".join("null" if choice is None else choice for choice in allowed)
+                raise ConfigError(f"handler.{name} {value!r} is unknown: choose one of {names}.")
+        self._refuse_contradictions()
+
+    @property
+    def chosen_engine(self) -> str | None:
+        """The one engine that `hardware`, `engine` or `save_mode` asks for; None leaves it to `pt2.compile`."""
+        return self.hardware or self.engine or ("torchscript" if self.save_mode == "torchscript" else None)
+
+    def _refuse_contradictions(self) -> None:
+        if self.hardware and self.engine:
+            raise ConfigError(
+                f"handler.hardware {self.hardware!r} and handler.engine {self.engine!r} name two engines: remove one."
+            )
+        if self.hardware and not self.max_length:
+            raise ConfigError(f"handler.hardware {self.hardware!r} runs one fixed length: set handler.max_length.")
+        if self.save_mode == "torchscript" and self.engine not in (None, "torchscript"):
+            raise ConfigError(
+                f"handler.save_mode 'torchscript' and handler.engine {self.engine!r} name two engines: remove one."
+            )
+        if self.model_parallel and self.chosen_engine not in (None, "eager", "compiled"):
+            raise ConfigError(
+                f"handler.model_parallel spreads layers over GPUs, and engine {self.chosen_engine!r} runs on "
+                "one device: set it to false."
+            )
 
 
 @dataclass(frozen=True)
@@ -90,9 +130,15 @@ class Config:
     compile: CompileConfig = field(default_factory=CompileConfig)
     response_timeout: int = DEFAULT_RESPONSE_TIMEOUT
 
+    def __post_init__(self) -> None:
+        if self.handler.engine == "compiled" and not self.compile.enable:
+            raise ConfigError("handler.engine is 'compiled', but pt2.compile.enable is false: set it to true.")
+
     @property
     def engines(self) -> tuple[str, ...]:
-        """The engines to try, best first: a machine without a C++ compiler still serves."""
+        """The engines to try, best first: a machine without a C++ compiler still serves, unless one is asked for."""
+        if self.handler.chosen_engine:
+            return (self.handler.chosen_engine,)
         if not self.compile.enable:
             return ("eager",)
         return ("compiled",) if self.compile.fullgraph else ("compiled", "eager")
@@ -129,18 +175,16 @@ def parse_config(content: object) -> Config:
 
 
 def _without_upstream_keys(handler: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the upstream example's keys that have no effect here, with one warning that says what holds instead."""
+    """Drop the upstream example's keys that are no keys here, with one warning that says what holds instead."""
     superseded = []
     for key, (silent, instead) in UPSTREAM_KEYS.items():
-        value = handler.get(key)
-        if value in (None, silent):
-            continue
-        if not instead:
-            raise ConfigError(f"handler.{key}: {value!r} is not supported: remove it, or write {silent!r}.")
-        superseded.append(f"{key} ({instead})")
+        traced = key == "batch_size" and handler.get("hardware")  # there it is the batch that is traced
+        if handler.get(key) not in (None, silent) and not traced:
+            superseded.append(f"{key} ({instead})")
     if superseded:
-        logger.warning("Keys of `handler:` without effect: %s.", "; ".join(superseded))
-    return {key: value for key, value in handler.items() if key not in UPSTREAM_KEYS}
+        logger.warning("Keys of `handler:` that mean less than they did: %s.", "; ".join(superseded))
+    known = get_type_hints(HandlerConfig)
+    return {key: value for key, value in handler.items() if key in known or key not in UPSTREAM_KEYS}
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:

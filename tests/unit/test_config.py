@@ -50,9 +50,22 @@ def test_front_end_keys_of_the_template_are_known_ones():
         ({"handler": {"mode": "x", "max_length": "150"}}, "handler.max_length is '150': give int or null"),
         ({"handler": {"mode": "x", "max_rows": True}}, "handler.max_rows is True: give int"),
         ({"handler": {"mode": "x", "max_length": 0}}, "handler.max_length is 0"),
-        ({"handler": {"mode": "x", "save_mode": "torchscript"}}, "handler.save_mode"),
-        ({"handler": {"mode": "x", "hardware": "neuron"}}, "handler.hardware"),
-        ({"handler": {"mode": "x", "model_parallel": True}}, "handler.model_parallel"),
+        ({"handler": {"mode": "x", "engine": "onnx"}}, "handler.engine 'onnx' is unknown: choose one of null, eager,"),
+        ({"handler": {"mode": "x", "precision": "int8"}}, "handler.precision 'int8' is unknown"),
+        ({"handler": {"mode": "x", "save_mode": "pickle"}}, "handler.save_mode 'pickle' is unknown"),
+        ({"handler": {"mode": "x", "hardware": "tpu"}}, "handler.hardware 'tpu' is unknown"),
+        ({"handler": {"mode": "x", "hardware": "neuron"}}, "set handler.max_length"),
+        ({"handler": {"mode": "x", "engine": "eager", "save_mode": "torchscript"}}, "save_mode .* two engines"),
+        (
+            {"handler": {"mode": "x", "engine": "eager", "hardware": "neuron", "max_length": 9}},
+            "hardware .* two engines",
+        ),
+        ({"handler": {"mode": "x", "engine": "torchscript", "model_parallel": True}}, "handler.model_parallel"),
+        ({"handler": {"mode": "x", "batch_size": 0}}, "handler.batch_size is 0"),
+        (
+            {"handler": {"mode": "x", "engine": "compiled"}, "pt2": {"compile": {"enable": False}}},
+            "handler.engine is 'compiled', but pt2.compile.enable is false",
+        ),
         ({"handler": {"mode": "x"}, "responseTimeout": "1m"}, "responseTimeout is '1m'"),
         ({"handler": {"mode": "x"}, "pt2": {"compile": {"mode": "default", "options": {"a": 1}}}}, "mode and options"),
     ],
@@ -90,6 +103,35 @@ def test_keys_of_the_upstream_example_are_understood_with_one_warning(caplog):
     for key in ("do_lower_case", "num_labels", "captum_explanation", "embedding_name"):
         assert key in record.getMessage()
     assert "BetterTransformer" not in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("handler", "engines"),
+    [
+        ({}, ("compiled", "eager")),
+        ({"engine": "eager"}, ("eager",)),
+        ({"engine": "compiled"}, ("compiled",)),
+        ({"engine": "aotinductor"}, ("aotinductor",)),
+        ({"save_mode": "torchscript"}, ("torchscript",)),
+        ({"save_mode": "torchscript", "engine": "torchscript"}, ("torchscript",)),
+        ({"save_mode": "torchscript", "hardware": "neuronx", "max_length": 150}, ("neuronx",)),
+        ({"hardware": "neuron", "max_length": 150}, ("neuron",)),
+    ],
+)
+def test_an_engine_that_is_asked_for_is_the_only_one(handler, engines):
+    assert config(**handler).engines == engines
+
+
+def test_upstream_keys_with_an_effect_say_what_they_mean_today(caplog):
+    read = config(BetterTransformer=True, model_parallel=True, batch_size=4)
+    (record,) = caplog.records
+    for told in ("BetterTransformer (scaled-dot", "model_parallel (layers", "batch_size (batchSize at the top"):
+        assert told in record.getMessage()
+    assert read.handler.BetterTransformer
+    assert read.handler.model_parallel
+    caplog.clear()
+    assert config(hardware="neuron", batch_size=4, max_length=150).handler.batch_size == 4
+    assert not caplog.records
 
 
 def test_reading_changes_nothing_of_what_is_read():

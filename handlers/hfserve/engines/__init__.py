@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import cast
 
-from hfserve.engines.base import Engine
+import torch
+
+from hfserve.config import Config
+from hfserve.engines.base import Builds, Engine, Loadable
 
 ENGINES = {
     "eager": "hfserve.engines.eager:Eager",
     "compiled": "hfserve.engines.compiled:Compiled",
+    "torchscript": "hfserve.engines.torchscript:Torchscript",
+    "aotinductor": "hfserve.engines.aotinductor:Aotinductor",
+    "neuron": "hfserve.engines.neuron:Neuron",
+    "neuronx": "hfserve.engines.neuron:Neuronx",
 }
 
 
@@ -17,3 +25,11 @@ def engine_class(name: str) -> type[Engine]:
     """The class that `ENGINES` names."""
     module, attribute = ENGINES[name].split(":")
     return cast(type[Engine], getattr(import_module(module), attribute))
+
+
+def build(model_dir: Path, task: Loadable, config: Config, into: Path, device: torch.device) -> None:
+    """Let the engines that `config` names prepare their files in `into`; most have none. Raises ConfigError."""
+    for name in config.engines:
+        engine = engine_class(name)
+        if isinstance(engine, Builds):
+            engine.build(model_dir, task, config, into, device)

@@ -7,12 +7,13 @@ treats a size of one as its own case). The pipeline's warm-up runs both before t
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hfserve.config import Config
-from hfserve.engines.base import Loadable, Tensors, forward, load_model
+from hfserve.engines.base import Loadable, Tensors, forward, generate, load_model
 from hfserve.errors import ConfigError
 
 
@@ -20,6 +21,7 @@ class Compiled:
     """Runs the model compiled; `run` compiles on the first call of each graph."""
 
     name = "compiled"
+    offers: ClassVar[frozenset[str]] = frozenset({"forward", "generate"})
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.model = model
@@ -45,3 +47,7 @@ class Compiled:
     def run(self, tensors: Tensors) -> Tensors:
         """See `Engine.run`."""
         return forward(self.model, tensors, self.device)
+
+    def generate(self, tensors: Tensors, **options: Any) -> Tensor:  # noqa: ANN401  # of transformers' generate
+        """See `Generates.generate`."""
+        return generate(self.model, tensors, self.device, **options)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hfserve.config import Config
-from hfserve.engines.base import Loadable, Tensors, forward, load_model
+from hfserve.engines.base import Loadable, Tensors, forward, generate, load_model
 
 
 class Eager:
     """Runs the model as transformers wrote it."""
 
     name = "eager"
+    offers: ClassVar[frozenset[str]] = frozenset({"forward", "generate"})
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.model = model
@@ -28,3 +30,7 @@ class Eager:
     def run(self, tensors: Tensors) -> Tensors:
         """See `Engine.run`."""
         return forward(self.model, tensors, self.device)
+
+    def generate(self, tensors: Tensors, **options: Any) -> Tensor:  # noqa: ANN401  # of transformers' generate
+        """See `Generates.generate`."""
+        return generate(self.model, tensors, self.device, **options)
