@@ -9,16 +9,18 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     BertConfig,
-    BertForSequenceClassification,
     DistilBertConfig,
-    DistilBertForSequenceClassification,
     GPT2Config,
-    GPT2ForSequenceClassification,
+    LlamaConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
-    RobertaForSequenceClassification,
 )
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzäöüß0123456789.,!?'-"
@@ -51,43 +53,72 @@ def tokenizer(framed: bool = True) -> PreTrainedTokenizerFast:
     )
 
 
-def bert(**options) -> PreTrainedModel:
-    return BertForSequenceClassification(
-        BertConfig(**ENCODER, **SMALL, max_position_embeddings=MAX_TOKENS, **({"num_labels": 3} | options))
-    )
+LABELS = {
+    "sequence_classification": {},
+    "token_classification": {"num_labels": 5, "id2label": dict(enumerate(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]))},
+    "question_answering": {"num_labels": 2},
+    "text_generation": {},
+}
+HEADS = {
+    "sequence_classification": AutoModelForSequenceClassification,
+    "token_classification": AutoModelForTokenClassification,
+    "question_answering": AutoModelForQuestionAnswering,
+    "text_generation": AutoModelForCausalLM,
+}
 
 
-def distilbert() -> PreTrainedModel:
+def bert(**options) -> PretrainedConfig:
+    return BertConfig(**ENCODER, **SMALL, max_position_embeddings=MAX_TOKENS, **({"num_labels": 3} | options))
+
+
+def distilbert(**options) -> PretrainedConfig:
     sizes = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
-    return DistilBertForSequenceClassification(
-        DistilBertConfig(**ENCODER, **sizes, max_position_embeddings=MAX_TOKENS, num_labels=3)
-    )
+    return DistilBertConfig(**ENCODER, **sizes, max_position_embeddings=MAX_TOKENS, **({"num_labels": 3} | options))
 
 
-def roberta() -> PreTrainedModel:
+def roberta(**options) -> PretrainedConfig:
     # RoBERTa's positions begin behind the padding id, so that its table has more of them than a text may have tokens
-    return RobertaForSequenceClassification(
-        RobertaConfig(**ENCODER, **SMALL, max_position_embeddings=MAX_TOKENS + 2, type_vocab_size=2, num_labels=3)
-    )
+    sizes = {"max_position_embeddings": MAX_TOKENS + 2, "type_vocab_size": 2}
+    return RobertaConfig(**ENCODER, **SMALL, **sizes, **({"num_labels": 3} | options))
 
 
-def gpt2() -> PreTrainedModel:
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": MAX_TOKENS}
-    config = GPT2Config(vocab_size=len(VOCABULARY), **sizes, num_labels=3, eos_token_id=3, bos_token_id=3)
-    return GPT2ForSequenceClassification(config)
+def gpt2(**options) -> PretrainedConfig:
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": MAX_TOKENS, "eos_token_id": 3, "bos_token_id": 3}
+    return GPT2Config(vocab_size=len(VOCABULARY), **sizes, **({"num_labels": 3} | options))
 
 
-ARCHITECTURES = {"bert": bert, "distilbert": distilbert, "roberta": roberta, "gpt2": gpt2}
+def llama(**options) -> PretrainedConfig:
+    special = {"eos_token_id": 3, "bos_token_id": 3, "pad_token_id": None}
+    return LlamaConfig(vocab_size=len(VOCABULARY), **SMALL, max_position_embeddings=MAX_TOKENS, **special, **options)
 
 
-def save(folder: Path, architecture: str = "bert", seed: int = 0, spread: float = 20.0, **options) -> Path:
+ARCHITECTURES = {"bert": bert, "distilbert": distilbert, "roberta": roberta, "gpt2": gpt2, "llama": llama}
+BARE = ("gpt2", "llama")  # no [CLS] and [SEP] around a text, and no padding token
+USUAL = {"text_generation": "gpt2"}  # the architecture where a test does not care; bert for the others
+
+
+def build(architecture: str, head: str = "sequence_classification", **options) -> PreTrainedModel:
+    return HEADS[head].from_config(ARCHITECTURES[architecture](**LABELS[head], **options))
+
+
+def save(
+    folder: Path,
+    architecture: str | None = None,
+    seed: int = 0,
+    spread: float = 20.0,
+    head: str = "sequence_classification",
+    **options,
+) -> Path:
     """Save a model and its tokenizer; `spread` widens the head's weights, so that scores clearly differ."""
+    architecture = architecture or USUAL.get(head, "bert")
     torch.manual_seed(seed)
-    model = ARCHITECTURES[architecture](**options)
+    model = build(architecture, head, **options)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.startswith(("classifier", "score")):
+            if name.startswith(("classifier", "score", "qa_outputs")):
                 weight.mul_(spread)
+            if head == "text_generation" and weight.dim() > 1:
+                weight.mul_(8)  # else every prompt goes on alike
     model.save_pretrained(folder)
-    tokenizer(framed=architecture != "gpt2").save_pretrained(folder)
+    tokenizer(framed=architecture not in BARE).save_pretrained(folder)
     return folder

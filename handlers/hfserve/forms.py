@@ -30,10 +30,14 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """A result for each item of a call; `truncated` tells of those that were cut."""
+    """A result for each item of a call; `truncated` tells of those that were cut.
+
+    lone: the call asked of one input, and not of a list of one.
+    """
 
     results: Sequence[Json]
     truncated: Mapping[int, Truncation]
+    lone: bool = False
 
 
 def read(body: Json) -> Call:
@@ -150,7 +154,7 @@ def _mark(result: Json, cut: Truncation | None) -> Json:
 def _plain(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
     """As transformers' pipelines: one input, one result; a list of inputs, a list of results."""
     results = _marked(answer)
-    return results if isinstance(call.payload, list) else results[0]
+    return results[0] if answer.lone else results
 
 
 def _v1(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
@@ -158,14 +162,22 @@ def _v1(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
 
 
 def _v2(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
-    """One tensor a field of the records: [items, records] where an item has several records, else [items]."""
+    """One tensor a field of the records: [items, records] where an item has several records, else [items].
+
+    Where items differ in their number of records the tensors are [records], and `item` tells whose each is.
+    """
     several = isinstance(answer.results[0], list)
-    records = [result if several else [result] for result in answer.results]
-    shape = [len(records), len(records[0])] if several else [len(records)]
+    rows = [result if several else [result] for result in answer.results]
+    records = [record for row in rows for record in row]
+    shape = [len(records)] if task.ragged or not several else [len(rows), len(rows[0])]
     outputs = [
-        {"name": name, "shape": shape, "datatype": kind, "data": [record[name] for row in records for record in row]}
+        {"name": name, "shape": shape, "datatype": kind, "data": [record[name] for record in records]}
         for name, kind in task.columns.items()
+        if all(name in record for record in records)
     ]
+    if task.ragged:
+        owners = [i for i, row in enumerate(rows) for _ in row]
+        outputs.append({"name": "item", "shape": shape, "datatype": "INT64", "data": owners})
     cut = tell(answer.truncated)  # the protocol's parameters are strings, numbers or booleans
     content = {"model_name": model_name, "id": call.id, "outputs": outputs, "parameters": cut and {"truncated": cut}}
     return {name: value for name, value in content.items() if value}

@@ -7,6 +7,7 @@ the longest one of its pass. A pass that fails is halved until the row at fault 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ import torch
 from hfserve.config import Config
 from hfserve.engines import engine_class
 from hfserve.engines.base import Engine
-from hfserve.errors import ConfigError, OutOfMemory, RequestError, TooLarge, TooSlow, isolated, report
+from hfserve.errors import BadRequest, ConfigError, OutOfMemory, RequestError, TooLarge, TooSlow, isolated, report
 from hfserve.forms import Answer, Call
-from hfserve.tasks import TASKS
+from hfserve.pace import Paced
+from hfserve.proof import TOLERANCE, replay
+from hfserve.tasks import task_class
 from hfserve.tasks.base import Json, Refused, Task, Truncation, parameters
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,19 @@ class Row:
     place: int
     field: str
     item: Any
+
+    def blame(self, error: RequestError) -> RequestError:
+        """Name this row in an error that names nothing."""
+        return error if error.field else error.under(self.field)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call, read. `lone`: it asks of one input, and is answered by one result rather than a list."""
+
+    params: Any
+    rows: list[Row]
+    lone: bool
 
 
 @dataclass(frozen=True)
@@ -60,10 +76,7 @@ class Pipeline:
 
         Where the first engine does not work on this machine the next is taken, with one warning that says why.
         """
-        mode = config.handler.mode
-        if mode not in TASKS:
-            raise ConfigError(f"handler.mode {mode!r} is unknown: choose one of {', '.join(TASKS)}.")
-        task = TASKS[mode](model_dir, config.handler)
+        task = task_class(config.handler.mode)(model_dir, config.handler)
         *preferred, last = config.engines
         for name in preferred:
             try:
@@ -81,8 +94,14 @@ class Pipeline:
             ) from error
 
     @classmethod
-    def _start(cls, task: Task, engine: str, model_dir: Path, config: Config, device: torch.device) -> Pipeline:
-        pipeline = cls(task, engine_class(engine).load(model_dir, task, config, device), config)
+    def _start(cls, task: Task, name: str, model_dir: Path, config: Config, device: torch.device) -> Pipeline:
+        engine = engine_class(name)
+        if task.needs not in engine.offers:
+            raise ConfigError(
+                f"Engine {name} offers {', '.join(sorted(engine.offers))}, and handler.mode {task.name} needs "
+                f"{task.needs}: set handler.engine to eager or compiled."
+            )
+        pipeline = cls(task, engine.load(model_dir, task, config, device), config)
         pipeline.warm_up()
         return pipeline
 
@@ -93,26 +112,38 @@ class Pipeline:
         """
         shortest, longest = self.task.samples()
         for items in ([shortest], [shortest, shortest], [longest], [longest, shortest]):
-            self._pass(items, self.task.Params())
+            self._pass(items, self.task.trial())
         start = time.monotonic()
-        self._pass([longest], self.task.Params())  # once more: nothing is left to compile
+        self._pass([longest], self.task.trial())  # once more: nothing is left to compile
         self.pace = (time.monotonic() - start) / self._size([longest])
+
+    def prove(self, folder: Path, claims: Mapping[str, Any]) -> float:
+        """Replay an archive's golden inputs; return the largest difference. Raises ConfigError beyond the tolerance."""
+        handler = self.config.handler
+        where = f"engine {self.engine.name}, {handler.precision}, {self.engine.device}"
+        model = Paced(self.engine, handler.max_rows)
+        return replay(folder, claims, self.task, model, handler.tolerance or TOLERANCE[handler.precision], where)
 
     def answer(self, calls: Sequence[Call]) -> list[Answer | RequestError]:
         """Answer each call, in order; a call's error is its own."""
         deadline = time.monotonic() + self.config.time_budget
         rows: dict[Hashable, list[Row]] = defaultdict(list)  # by parameters
         found: list[dict[int, Result | RequestError] | RequestError] = []
+        lone: list[bool] = []
         for index, call in enumerate(calls):
             read = isolated(self._read, index, call)
             found.append(read if isinstance(read, RequestError) else {})
-            if not isinstance(read, RequestError):
-                rows[read[0]] += read[1]
+            lone.append(isinstance(read, Asked) and read.lone)
+            if isinstance(read, Asked):
+                rows[read.params] += read.rows
         for params, group in rows.items():
             for part in _passes(group, self.task, self.config.handler.max_rows):
                 for row, result in zip(part, self._run(part, params, deadline), strict=True):
                     found[row.call][row.place] = result  # type: ignore[index]  # a call with rows has a dict
-        return [results if isinstance(results, RequestError) else _collect(results) for results in found]
+        return [
+            results if isinstance(results, RequestError) else _collect(results, alone)
+            for results, alone in zip(found, lone, strict=True)
+        ]
 
     def describe(self) -> dict[str, Json]:
         """Return what the model description says of task and engine."""
@@ -123,21 +154,22 @@ class Pipeline:
             **limits,
             "engine": self.engine.name,
             "device": str(self.engine.device),
-            "precision": "fp32",
+            "precision": self.config.handler.precision,
         }
 
-    def _read(self, index: int, call: Call) -> tuple[Any, list[Row]]:
+    def _read(self, index: int, call: Call) -> Asked:
         """Check a call's parameters and turn its payload into rows. Raises RequestError."""
         params = parameters(self.task.Params, call.parameters)
-        many = isinstance(call.payload, list)
         try:
-            self._check_count(len(call.payload) if many else 1)  # before a million entries are looked at
-            items = self.task.parse(call.payload)
+            self._check_count(len(call.payload) if isinstance(call.payload, list) else 1)  # before each is looked at
+            items = self.task.parse(call.payload, params)
             self._check_count(len(items))
-            self._check_size(items)
+            self._check_size(list(items.values()))
         except RequestError as error:
             raise error.under(call.root) from None
-        return params, [Row(index, i, f"{call.root}[{i}]" if many else call.root, item) for i, item in enumerate(items)]
+        fields = [BadRequest("", place).under(call.root).field for place in items]
+        rows = [Row(index, i, field, item) for i, (field, item) in enumerate(zip(fields, items.values(), strict=True))]
+        return Asked(params, rows, lone="" in items)
 
     def _check_count(self, count: int) -> None:
         most = self.config.handler.max_inputs
@@ -157,20 +189,22 @@ class Pipeline:
         left = deadline - time.monotonic()
         if left < 0:
             late = TooSlow("The batch took its whole time before this input's turn: try again, or send less.")
-            return [late.under(row.field) for row in rows]
+            return [row.blame(late) for row in rows]
         if len(rows) > 1 and self.pace * self._size(items) > left:
             return self._halves(rows, params, deadline)
         try:
-            return list(self._pass(items, params))
+            return list(self._pass(items, params, deadline))
         except Refused as refused:
-            errors = {i: error.under(rows[i].field) for i, error in refused.errors.items()}
+            errors = {i: rows[i].blame(error) for i, error in refused.errors.items()}
+        except RequestError as error:
+            errors = {i: row.blame(error) for i, row in enumerate(rows)}
         except torch.AcceleratorError as error:
             report(error)  # the device is lost to this process, and each later request would fail: end, to be restarted
             raise SystemExit(
                 "The accelerator failed; this worker ends so that a new one can take its place."
             ) from error
         except Exception as error:
-            errors = {0: _blame(error).under(rows[0].field)} if len(rows) == 1 else {}
+            errors = {0: rows[0].blame(_reason(error))} if len(rows) == 1 else {}
         # outside of the except clauses: there the exception would keep the failed pass's tensors in memory
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -186,10 +220,11 @@ class Pipeline:
     def _size(self, items: Sequence[Any]) -> int:
         return sum(map(self.task.size, items))
 
-    def _pass(self, items: Sequence[Any], params: Any) -> Iterator[Result]:  # noqa: ANN401
-        """One forward pass: a result for each item, in order."""
+    def _pass(self, items: Sequence[Any], params: Any, deadline: float = math.inf) -> Iterator[Result]:  # noqa: ANN401
+        """One pass: a result for each item, in order."""
         batch = self.task.encode(items, params)
-        values = self.task.decode(self.task.forward(self.engine.run, batch, params), batch, params)
+        model = Paced(self.engine, self.config.handler.max_rows, deadline)
+        values = self.task.decode(self.task.forward(model, batch, params), batch, params)
         cut: Mapping[int, Truncation] = batch.truncated or {}
         return (Result(value, cut.get(i)) for i, value in zip(range(len(items)), values, strict=True))
 
@@ -201,7 +236,7 @@ def _passes(rows: Sequence[Row], task: Task, most: int) -> Iterator[list[Row]]:
         yield ordered[start : start + most]
 
 
-def _collect(results: Mapping[int, Result | RequestError]) -> Answer | RequestError:
+def _collect(results: Mapping[int, Result | RequestError], lone: bool) -> Answer | RequestError:
     """Put a call's results in order; one of its items in error is an error of the call."""
     values, cut = [], {}
     for place in sorted(results):
@@ -211,14 +246,14 @@ def _collect(results: Mapping[int, Result | RequestError]) -> Answer | RequestEr
         values.append(result.value)
         if result.truncated:
             cut[place] = result.truncated
-    return Answer(values, cut)
+    return Answer(values, cut, lone)
 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _blame(error: Exception) -> RequestError:
+def _reason(error: Exception) -> RequestError:
     """What to tell the sender of a row that fails alone."""
     # torch raises OutOfMemoryError on an accelerator and a RuntimeError of its allocator on the CPU
     out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hfserve.proof import sha256
 from huggingface_hub import close_session, constants
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from scripts import download_models
 from scripts.console import ROOT, CommandError
-from scripts.hub import sha256
 from tests import models
 from tests.hub_stand_in import Hub
 
@@ -60,7 +60,7 @@ def other(tmp_path_factory):
     """Another model, in several files."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("other")
-    models.bert().save_pretrained(folder, max_shard_size="40KB")
+    models.build("bert").save_pretrained(folder, max_shard_size="40KB")
     models.tokenizer().save_pretrained(folder)
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     return folder

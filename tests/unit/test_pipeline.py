@@ -316,7 +316,7 @@ def test_what_cannot_be_served_is_refused_at_load(tmp_path, model_dir):
     with pytest.raises(ConfigError, match="handler.mode 'sequence_clasification' is unknown"):
         Pipeline.load(model_dir, parse_config({"handler": {"mode": "sequence_clasification"}}), CPU)
     headless = tmp_path / "headless"
-    models.bert().bert.save_pretrained(headless)
+    models.build("bert").bert.save_pretrained(headless)
     models.tokenizer().save_pretrained(headless)
     with pytest.raises(ConfigError, match=r"The weights lack classifier.bias, classifier.weight"):
         load(headless)

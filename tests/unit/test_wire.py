@@ -235,7 +235,7 @@ def body(call, answer):
 
 
 def test_one_input_one_result_a_list_a_list():
-    assert body(Call("x"), Answer([RECORDS], {})) == RECORDS
+    assert body(Call("x"), Answer([RECORDS], {}, lone=True)) == RECORDS
     assert body(Call(["x"]), Answer([RECORDS], {})) == [RECORDS]
 
 
@@ -254,7 +254,7 @@ def test_v1_and_v2_answers():
 
 
 def test_a_truncation_is_told_in_every_form():
-    cut = Answer([RECORDS], {0: Truncation(900, 512)})
+    cut = Answer([RECORDS], {0: Truncation(900, 512)}, lone=True)
     told = {"truncated": {"tokens": 900, "used": 512}}
     assert body(Call("x"), cut) == [record | told for record in RECORDS]
     assert body(Call(["x"], form="v1"), cut) == {"predictions": [[record | told for record in RECORDS]]}

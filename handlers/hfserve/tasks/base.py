@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from hfserve.config import HandlerConfig
-from hfserve.errors import BadRequest, ConfigError, RequestError
+from hfserve.errors import BadRequest, RequestError
 
 Json = Any  # what json.dumps takes, without NaN
 Tensors = dict[str, Tensor]
-Run = Callable[[Tensors], Tensors]
+
+
+class Model(Protocol):
+    """What a task sees of the engine: a way to run the model, with the time left and the size of a pass minded."""
+
+    def run(self, tensors: Tensors) -> Tensors:
+        """One forward pass: named inputs `[rows, ...]` to named outputs `[rows, ...]`, fp32 on the CPU."""
+        ...
+
+    def generate(self, tensors: Tensors, **options: Any) -> Tensor:  # noqa: ANN401  # of transformers' generate
+        """Token ids `[rows, prompt + new]` by `transformers.GenerationMixin.generate`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -50,8 +61,10 @@ class Task(ABC):
 
     name: ClassVar[str]  # the value of `mode:`
     auto_class: ClassVar[str]  # the class of transformers that loads its models
+    needs: ClassVar[str] = "forward"  # what an engine must offer: forward or generate
     Params: ClassVar[type]  # frozen dataclass of per-request parameters; a bad one raises BadRequest
     columns: ClassVar[Mapping[str, str]]  # fields of a result record -> Open Inference Protocol datatype
+    ragged: ClassVar[bool] = False  # whether items have different numbers of records
     pad_token_id: int  # what rows are padded with
 
     @abstractmethod
@@ -59,8 +72,12 @@ class Task(ABC):
         """Read what the task needs from a folder of `save_pretrained`. Raises ConfigError."""
 
     @abstractmethod
-    def parse(self, payload: Json) -> list[Any]:
-        """Turn the inputs of one request into 1..n items. Raises BadRequest with the field relative to the payload."""
+    def parse(self, payload: Json, params: Any) -> dict[str, Any]:  # noqa: ANN401
+        """Turn the inputs of one request into items by their place in the payload: `{"[0]": ..., "[1]": ...}`.
+
+        A lone input has the place "", and is answered by a lone result. Raises BadRequest with the field relative to
+        the payload.
+        """
 
     @abstractmethod
     def size(self, item: Any) -> int:  # noqa: ANN401  # an item is the task's own
@@ -68,11 +85,11 @@ class Task(ABC):
 
     @abstractmethod
     def encode(self, items: Sequence[Any], params: Any) -> Batch:  # noqa: ANN401
-        """Make the tensors of one forward pass, padded to the longest row. Raises Refused."""
+        """Make the tensors of one pass, padded to the longest row. Raises Refused, or RequestError for all items."""
 
-    def forward(self, run: Run, batch: Batch, params: Any) -> Tensors:  # noqa: ANN401
-        """Run the model; a task that needs several passes overrides this."""
-        return run(batch.tensors)
+    def forward(self, model: Model, batch: Batch, params: Any) -> Tensors:  # noqa: ANN401
+        """Run the model; a task that generates overrides this."""
+        return model.run(batch.tensors)
 
     @abstractmethod
     def decode(self, outputs: Tensors, batch: Batch, params: Any) -> list[Json]:  # noqa: ANN401
@@ -84,11 +101,43 @@ class Task(ABC):
 
     @abstractmethod
     def samples(self) -> list[Any]:
-        """Return the shortest and the longest item the model takes: what warm-up and self-test run on."""
+        """Return the shortest and the longest item the model takes: what warm-up runs on."""
+
+    def trial(self) -> Any:  # noqa: ANN401
+        """Return the parameters that warm-up runs with."""
+        return self.Params()
 
     @abstractmethod
     def describe(self) -> dict[str, Json]:
         """Return what the model description says of this task: labels, limits."""
+
+    def goldens(self) -> list[Json]:
+        """Return about ten payloads, one item each, whose answers an archive carries to prove itself."""
+        return list(GOLDEN_TEXTS)
+
+    def proof(self, model: Model, batch: Batch) -> Tensors:
+        """Return what goldens are compared by: the numbers behind the answers, `[rows, ...]`."""
+        return self.forward(model, batch, self.trial())
+
+    def golden_answers(self, proof: Tensors, batch: Batch) -> list[Json]:
+        """Return the answers that follow from a proof."""
+        return self.decode(proof, batch, self.trial())
+
+
+# Plain and odd, short and long: what tokenizers and models differ on.
+GOLDEN_TEXTS = (
+    "Good.",
+    "The staff were friendly and the room was spotless.",
+    "My name is Sarah Connor, I live in London and I work for Siemens.",
+    "It was not bad at all, but I would not come again!",
+    "On 3 May 2021 the bridge over the Danube was closed because of the flood.",
+    "don't STOP  believing -- it's 50% off (today only)",
+    "Müller & Søn ApS opened a café in Zürich; señor García was there.",
+    "東京 is the capital of Japan. 😀",
+    "Once upon a time there was a little dog who lost his ball.",
+    "The committee met twice, agreed on nothing, and went home; the minutes, which nobody had read, were approved in "
+    "silence, and the chair thanked all who had come from so far for so little.",
+)
 
 
 def parameters(cls: type, given: Mapping[str, Any]) -> Any:  # noqa: ANN401  # an instance of cls
@@ -107,38 +156,19 @@ def choice(name: str, value: object, allowed: Sequence[object]) -> None:
         raise BadRequest(f"Give one of {names}.", f"parameters.{name}")
 
 
-def load_tokenizer(model_dir: Path, config: HandlerConfig) -> PreTrainedTokenizerBase:
-    """Load the model's own tokenizer from its folder alone, able to pad. Raises ConfigError where there is none."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            model_dir, local_files_only=True, trust_remote_code=config.trust_remote_code
-        )
-    except Exception as error:  # broken files raise whatever the code that reads them happens to
-        raise ConfigError(f"The model folder has no tokenizer that loads: {type(error).__name__}: {error}") from error
-    files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
-    if not any((model_dir / name).exists() for name in files):  # transformers makes up an empty one without a word
-        raise ConfigError("The model folder has no tokenizer: save the model's own beside it with save_pretrained.")
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is None:
-        raise ConfigError("The tokenizer has neither a padding nor an end token: set pad_token in its files.")
-    return tokenizer
+def number(name: str, value: object, above: float, most: float = math.inf) -> None:
+    """Raise BadRequest unless `value` is null or a number above one bound and not above the other."""
+    if value is None:
+        return
+    if type(value) not in (int, float) or not above < float(value) <= most:  # type: ignore[arg-type]
+        upto = f" and not above {most:g}" if most < math.inf else ""
+        raise BadRequest(f"Give a number above {above:g}{upto}.", f"parameters.{name}")
 
 
-def token_limit(model: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:
-    """Return how many tokens a row may have: the least of what the model, its tokenizer and `max_length:` allow.
-
-    Raises ConfigError where `asked` is more than the model can take or nothing sets a limit.
-    """
-    positions = getattr(model, "max_position_embeddings", None)
-    limits = [n for n in (positions, tokenizer.model_max_length) if n and 0 < n < 1_000_000]
-    if asked is None and not limits:
-        raise ConfigError("The model sets no limit of tokens: set handler.max_length.")
-    if asked is not None and limits and asked > min(limits):
-        raise ConfigError(f"handler.max_length is {asked}, but the model takes {min(limits)} tokens: lower it.")
-    least = tokenizer.num_special_tokens_to_add(pair=True) + 2  # below it a tokenizer cuts nothing, without a word
-    if asked is not None and asked < least:
-        raise ConfigError(
-            f"handler.max_length is {asked}: give {least} or more, room for a word beside special tokens."
-        )
-    return asked or min(limits)
+def count(name: str, value: object, or_null: str = "", least: int = 1) -> None:
+    """Raise BadRequest unless `value` is a whole number from `least` up, or null where `or_null` says what that is."""
+    if value is None and or_null:
+        return
+    if type(value) is not int or value < least:
+        null = f", or null for {or_null}" if or_null else ""
+        raise BadRequest(f"Give a whole number from {least} up{null}.", f"parameters.{name}")

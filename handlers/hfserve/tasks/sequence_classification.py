@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from hfserve.config import HandlerConfig
-from hfserve.errors import BadRequest, ConfigError, Unprocessable
-from hfserve.tasks.base import Batch, Json, Refused, Task, Tensors, Truncation, choice, load_tokenizer, token_limit
-
-TEXT_KEYS = ("text", "inputs", "data")  # the first is ours, the others come from other servers' clients
+from hfserve.errors import BadRequest, Unprocessable
+from hfserve.tasks.base import Batch, Json, Refused, Task, Tensors, Truncation, choice, count
+from hfserve.tasks.inputs import each, join, refuse_other_keys, text, text_key
+from hfserve.tasks.labels import read_labels
+from hfserve.tasks.tokens import load_tokenizer, token_limit
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda logits: torch.softmax(logits, dim=-1),
@@ -47,8 +47,7 @@ class ClassificationParams:
     truncation: bool | str = True
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
-            raise BadRequest("Give a whole number from 1 up, or null for all labels.", "parameters.top_k")
+        count("top_k", self.top_k, or_null="all labels")
         choice("function_to_apply", self.function_to_apply, [None, *FUNCTIONS])
         choice("truncation", self.truncation, [True, "error"])
 
@@ -69,13 +68,9 @@ class SequenceClassification(Task):
         self.labels = read_labels(model_dir, model)
         self.function = default_function(model)
 
-    def parse(self, payload: Json) -> list[Text]:
+    def parse(self, payload: Json, params: ClassificationParams) -> dict[str, Text]:
         """A text, a `{"text", "text_pair"}` object, or a list of either."""
-        if not isinstance(payload, list):
-            return [_parse_one(payload, "")]
-        if not payload:
-            raise BadRequest("The list is empty: send at least one text.")
-        return [_parse_one(entry, f"[{i}]") for i, entry in enumerate(payload)]
+        return each(payload, _parse_one)
 
     def size(self, item: Text) -> int:
         """Return the item's characters."""
@@ -105,8 +100,8 @@ class SequenceClassification(Task):
     def decode(self, outputs: Tensors, batch: Batch, params: ClassificationParams) -> list[Json]:
         """From logits [items, labels] to the best `top_k` records of each item."""
         scores = FUNCTIONS[params.function_to_apply or self.function](outputs["logits"])
-        count = min(params.top_k or len(self.labels), len(self.labels))
-        best = scores.topk(count, dim=-1)
+        kept = min(params.top_k or len(self.labels), len(self.labels))
+        best = scores.topk(kept, dim=-1)
         return [
             [{"label": self.labels[i], "score": score} for i, score in zip(indices, values, strict=True)]
             for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
@@ -137,21 +132,6 @@ class SequenceClassification(Task):
         )
 
 
-def read_labels(model_dir: Path, model: PretrainedConfig) -> list[str]:
-    """Return the label of each output: the model's own, or those of an index_to_name.json in its folder."""
-    count = int(model.num_labels or 0)
-    names: dict[Any, str] = dict(model.id2label or {})
-    renamed = model_dir / "index_to_name.json"
-    if renamed.exists():
-        names = json.loads(renamed.read_text(encoding="utf-8"))
-        if not isinstance(names, dict) or sorted(names) != sorted(map(str, range(count))):
-            raise ConfigError(f'index_to_name.json must name each of the {count} labels: {{"0": "name", ...}}.')
-        names = {int(index): name for index, name in names.items()}
-    if any(index not in names for index in range(count)):
-        raise ConfigError(f"id2label in config.json must name the labels 0 to {count - 1}: mend it.")
-    return [str(names[index]) for index in range(count)]
-
-
 def default_function(model: PretrainedConfig) -> str:
     """Return how scores come from logits where a request does not say, by transformers' text-classification rule."""
     if model.problem_type == "regression":
@@ -160,32 +140,13 @@ def default_function(model: PretrainedConfig) -> str:
     return "sigmoid" if one_by_one else "softmax"
 
 
-def _parse_one(entry: Json, where: str) -> Text:
-    """One text or pair. `where` is its place in the payload, for the error's field."""
-    if isinstance(entry, dict):
-        key = next((key for key in TEXT_KEYS if key in entry), "text")
-        for name in entry:
-            if name not in (key, "text_pair", "target"):  # target: what to explain, of no effect on a prediction
-                raise BadRequest("Unknown key; a text object has text and text_pair.", _join(where, name))
-        pair = entry.get("text_pair")
-        return Text(
-            text=_text(entry.get(key), _join(where, key)),
-            pair=None if pair is None else _text(pair, _join(where, "text_pair")),
-        )
-    return Text(_text(entry, where))
-
-
-def _text(value: Json, where: str) -> str:
-    if not isinstance(value, str):
-        raise BadRequest("Give a text: a JSON string.", where)
-    if not value.strip():
-        raise BadRequest("The text is empty.", where)
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair; no tokenizer takes it
-        raise BadRequest("The text holds half a character (a lone surrogate); send valid Unicode.", where) from None
-    return value
-
-
-def _join(where: str, name: object) -> str:
-    return f"{where}.{name}" if where else str(name)
+def _parse_one(entry: Json, place: str) -> Text:
+    """Read one text or pair."""
+    if not isinstance(entry, dict):
+        return Text(text(entry, place))
+    key, pair = text_key(entry), entry.get("text_pair")
+    refuse_other_keys(entry, place, (key, "text_pair"), "a text object has text and text_pair")
+    return Text(
+        text=text(entry.get(key), join(place, key)),
+        pair=None if pair is None else text(pair, join(place, "text_pair")),
+    )

@@ -1,0 +1,61 @@
+"""Reading what a request sent, with the place of each fault for the error's field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from hfserve.errors import BadRequest
+from hfserve.tasks.base import Json
+
+Item = TypeVar("Item")
+
+TEXT_KEYS = ("text", "inputs", "data")  # the first is ours, the others come from other servers' clients
+
+
+def each(payload: Json, read: Callable[[Json, str], Item]) -> dict[str, Item]:
+    """Apply `read(entry, place)` to every entry of a list, or to a lone input, whose place is ""."""
+    if not isinstance(payload, list):
+        return {"": read(payload, "")}
+    if not payload:
+        raise BadRequest("The list is empty: send at least one input.")
+    return {f"[{i}]": read(entry, f"[{i}]") for i, entry in enumerate(payload)}
+
+
+def lone_text(entry: Json, place: str) -> str:
+    """Read a text, or an object whose one text stands under any of TEXT_KEYS."""
+    if not isinstance(entry, dict):
+        return text(entry, place)
+    key = text_key(entry)
+    refuse_other_keys(entry, place, (key,), "a text object has text")
+    return text(entry.get(key), join(place, key))
+
+
+def text_key(entry: dict[str, Json]) -> str:
+    """Return the key that the text of an object stands under."""
+    return next((key for key in TEXT_KEYS if key in entry), "text")
+
+
+def refuse_other_keys(entry: dict[str, Json], place: str, known: tuple[str, ...], has: str) -> None:
+    """Raise BadRequest for a key we do not know; `target`, what to explain, has no effect on a prediction."""
+    for name in entry:
+        if name not in (*known, "target"):
+            raise BadRequest(f"Unknown key; {has}.", join(place, name))
+
+
+def text(value: Json, place: str) -> str:
+    """Return `value` if it is a text that a tokenizer takes. Raises BadRequest."""
+    if not isinstance(value, str):
+        raise BadRequest("Give a text: a JSON string.", place)
+    if not value.strip():
+        raise BadRequest("The text is empty.", place)
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair; no tokenizer takes it
+        raise BadRequest("The text holds half a character (a lone surrogate); send valid Unicode.", place) from None
+    return value
+
+
+def join(place: str, name: object) -> str:
+    """Return the path of a member of what stands at `place`."""
+    return f"{place}.{name}" if place else str(name)

@@ -1,0 +1,40 @@
+"""The names of a model's outputs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from hfserve.errors import ConfigError
+
+RENAMED = "index_to_name.json"
+
+
+def read_labels(model_dir: Path, model: PretrainedConfig) -> list[str]:
+    """Return the label of each output: the model's own, or those of an index_to_name.json in its folder."""
+    count = int(model.num_labels or 0)
+    names: dict[Any, Any] = dict(model.id2label or {})
+    renamed = model_dir / RENAMED
+    if renamed.exists():
+        names = _renamed(json.loads(renamed.read_text(encoding="utf-8")))
+        if sorted(names) != list(range(count)):
+            shapes = '{"0": "name", ...} or {"label_list": ["name", ...]}'
+            raise ConfigError(f"{RENAMED} must name each of the {count} labels: {shapes}.")
+    if any(index not in names for index in range(count)):
+        raise ConfigError(f"id2label in config.json must name the labels 0 to {count - 1}: mend it.")
+    return [str(names[index]) for index in range(count)]
+
+
+def _renamed(content: Any) -> dict[int, Any]:  # noqa: ANN401  # whatever the JSON file holds
+    """Read the two shapes of TorchServe's example: an object by index, and a `label_list`, written as a text there."""
+    if not isinstance(content, dict):
+        return {}
+    listed = content.get("label_list")
+    if isinstance(listed, str):
+        listed = [name.strip().strip("'\"") for name in listed.strip().strip("[]").split(",")]
+    if isinstance(listed, list):
+        return dict(enumerate(listed))
+    return {int(index): name for index, name in content.items() if index.isdecimal()}

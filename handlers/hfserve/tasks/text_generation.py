@@ -1,0 +1,258 @@
+"""Prompts to their continuation, by transformers' `generate`: a batch at a time, each row as it would be alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+from hfserve.config import HandlerConfig
+from hfserve.errors import BadRequest, RequestError, Unprocessable
+from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, Truncation, choice, count, number
+from hfserve.tasks.inputs import each, lone_text
+from hfserve.tasks.tokens import load_tokenizer, token_limit
+
+TRIAL_TOKENS = 3  # the first and the later ones are all that differs
+NEW_TOKENS = 64  # of an answer where the request does not say
+SAMPLING = ("temperature", "top_p", "top_k")
+
+
+@dataclass(frozen=True)
+class GenerationParams:
+    """What a request may ask for; null is what the model's own generation_config.json says.
+
+    max_new_tokens: most tokens of the answer; null for 64, or as many as the model takes behind the prompt.
+    do_sample: true draws tokens, as temperature, top_p and top_k shape it; false takes the likeliest.
+    num_beams: sequences that beam search keeps. repetition_penalty: above 1 avoids what was said before.
+    seed: makes what is drawn the same again. stop: texts that end the answer; they are not part of it.
+    return_full_text: put the prompt before the answer.
+    truncation: "error" refuses a prompt that is too long; true cuts its beginning and says so.
+    """
+
+    max_new_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    num_beams: int | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    return_full_text: bool = False
+    truncation: bool | str = "error"
+
+    def __post_init__(self) -> None:
+        own = "the model's own setting"
+        count("max_new_tokens", self.max_new_tokens, or_null=f"{NEW_TOKENS}")
+        choice("do_sample", self.do_sample, [None, True, False])
+        number("temperature", self.temperature, above=0)
+        number("top_p", self.top_p, above=0, most=1)
+        count("top_k", self.top_k, or_null=own, least=0)
+        count("num_beams", self.num_beams, or_null=own)
+        number("repetition_penalty", self.repetition_penalty, above=0)
+        count("seed", self.seed, or_null="another answer each time", least=0)
+        choice("return_full_text", self.return_full_text, [True, False])
+        choice("truncation", self.truncation, [True, "error"])
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
+            raise BadRequest("Give a text, or a list of texts.", "parameters.stop")
+        object.__setattr__(self, "stop", tuple(stop))  # parameters are compared by hash
+
+
+class Prompt(NamedTuple):
+    """A row's text, its tokens, and how many may follow them."""
+
+    text: str
+    ids: list[int]
+    new_tokens: int
+
+
+class Stops(StoppingCriteria):
+    """Ends a row when its new text holds a stop text.
+
+    transformers' own StopStringCriteria takes a vocabulary apart by prefixes that not every tokenizer can spell.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str], prompt: int) -> None:
+        self.decode = decode
+        self.stop = stop
+        self.prompt = prompt
+        self.tail = 4 * max(map(len, stop)) + 8  # tokens; some tokenizers need four for a character
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:  # noqa: ANN401
+        """Say of each row of `input_ids` [rows, tokens] whether it has ended."""
+        texts = [self.decode(ids) for ids in input_ids[:, self.prompt :][:, -self.tail :].tolist()]
+        ended = [any(mark in text for mark in self.stop) for text in texts]
+        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
+
+
+class TextGeneration(Task):
+    """Answers `{"generated_text"}`, the text that the model writes behind the prompt."""
+
+    name = "text_generation"
+    auto_class = "AutoModelForCausalLM"
+    needs = "generate"
+    Params = GenerationParams
+    columns: ClassVar[dict[str, str]] = {"generated_text": "BYTES"}
+
+    def __init__(self, model_dir: Path, config: HandlerConfig) -> None:
+        model = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=config.trust_remote_code)
+        self.tokenizer = load_tokenizer(model_dir, config)
+        self.pad_token_id = int(self.tokenizer.pad_token_id)
+        self.max_tokens = token_limit(model, self.tokenizer, config.max_length)
+        self.own = _own_settings(model_dir, model)
+        ends = self.own.eos_token_id
+        self.ends = {ends} if isinstance(ends, int) else set(ends or ())
+        torch.seed()  # else every worker would draw the same
+
+    def parse(self, payload: Json, params: GenerationParams) -> dict[str, str]:
+        """A text, a `{"text"}` object, or a list of either."""
+        self._check(params)
+        return each(payload, lone_text)
+
+    def size(self, item: str) -> int:
+        """Return the item's characters."""
+        return len(item)
+
+    def encode(self, items: Sequence[str], params: GenerationParams) -> Batch:
+        """Tokenise all prompts, padded on the left: what is generated follows the last token of each row."""
+        rows: list[list[int]] = self.tokenizer(list(items), verbose=False)["input_ids"]
+        if nothing := {i: _nothing() for i, ids in enumerate(rows) if not ids}:
+            raise Refused(nothing)
+        most = self.max_tokens - (params.max_new_tokens or 1)
+        too_long = {i: len(ids) for i, ids in enumerate(rows) if len(ids) > most}
+        if too_long and (params.truncation == "error" or most < 1):
+            raise Refused({i: self._refusal(tokens, params) for i, tokens in too_long.items()})
+        rows = [ids[-most:] for ids in rows]
+        prompts = [
+            Prompt(text, ids, params.max_new_tokens or min(NEW_TOKENS, self.max_tokens - len(ids)))
+            for text, ids in zip(items, rows, strict=True)
+        ]
+        return Batch(
+            tensors=self._padded(rows, "left"),
+            owner=range(len(items)),
+            notes=prompts,
+            truncated={i: Truncation(tokens, most) for i, tokens in too_long.items()},
+        )
+
+    def forward(self, model: Model, batch: Batch, params: GenerationParams) -> Tensors:
+        """Generate. Returns `sequences` [rows, longest answer], padded on the right: the new tokens alone.
+
+        Rows with as many tokens to come go together; with a seed each goes alone, as what is drawn for a row depends
+        on the rows beside it.
+        """
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for row, prompt in enumerate(batch.notes):
+            groups[row if self._draws(params) and params.seed is not None else -prompt.new_tokens].append(row)
+        found: dict[int, torch.Tensor] = {}
+        for rows in groups.values():
+            tensors = self._padded([batch.notes[row].ids for row in rows], "left")
+            if params.seed is not None:
+                torch.manual_seed(params.seed)
+            columns = tensors["input_ids"].shape[1]
+            stops = StoppingCriteriaList([Stops(self._decode, params.stop, columns)] if params.stop else [])
+            options = self._options(params, batch.notes[rows[0]].new_tokens)
+            tokens = model.generate(tensors, stopping_criteria=stops, **options)
+            found |= dict(zip(rows, tokens[:, columns:], strict=True))
+        if params.seed is not None:
+            torch.seed()  # what others draw must not follow from this seed
+        answers = [found[row] for row in range(len(batch.notes))]
+        return {"sequences": pad_sequence(answers, batch_first=True, padding_value=self.pad_token_id)}
+
+    def decode(self, outputs: Tensors, batch: Batch, params: GenerationParams) -> list[Json]:
+        """From new tokens [rows, tokens] to one text a row."""
+        return [
+            {"generated_text": (prompt.text if params.return_full_text else "") + self._text(prompt, ids, params.stop)}
+            for prompt, ids in zip(batch.notes, outputs["sequences"].tolist(), strict=True)
+        ]
+
+    def brief(self, result: Json) -> str:
+        """Return the text, as TorchServe's example does."""
+        return str(result["generated_text"])
+
+    def trial(self) -> GenerationParams:
+        """Return parameters for a few tokens."""
+        return GenerationParams(max_new_tokens=TRIAL_TOKENS, do_sample=False, num_beams=1)
+
+    def samples(self) -> list[str]:
+        """Return one short prompt and one that fills the model."""
+        long = self.tokenizer("a " * self.max_tokens, verbose=False)["input_ids"][: self.max_tokens - TRIAL_TOKENS - 1]
+        return ["a", self._decode(long)]
+
+    def describe(self) -> dict[str, Json]:
+        """Return limits."""
+        return {"max_tokens": self.max_tokens}
+
+    def proof(self, model: Model, batch: Batch) -> Tensors:
+        """Return the logits [rows, vocabulary] of the token behind each prompt."""
+        tensors = self._padded([prompt.ids for prompt in batch.notes], "right")  # a forward pass counts from the left
+        last = tensors["attention_mask"].sum(dim=1) - 1
+        return {"logits": model.run(tensors)["logits"][torch.arange(len(last)), last]}
+
+    def golden_answers(self, proof: Tensors, batch: Batch) -> list[Json]:
+        """Return the likeliest next token of each prompt, as text."""
+        return self.decode({"sequences": proof["logits"].argmax(dim=-1, keepdim=True)}, batch, self.trial())
+
+    def _draws(self, params: GenerationParams) -> bool:
+        return bool(self.own.do_sample if params.do_sample is None else params.do_sample)
+
+    def _check(self, params: GenerationParams) -> None:
+        """Refuse parameters that would have no effect, or none that was meant."""
+        if not self._draws(params):
+            for name in SAMPLING:
+                if getattr(params, name) is not None:
+                    raise _bad("It shapes what is drawn: set parameters.do_sample to true, or leave it out.", name)
+        if self._draws(params) and (params.num_beams or self.own.num_beams or 1) > 1:
+            raise _bad("Beam search draws nothing: set parameters.do_sample to false.", "num_beams")
+
+    def _options(self, params: GenerationParams, new_tokens: int) -> dict[str, Any]:
+        """Return the arguments of transformers' generate."""
+        asked = {name: getattr(params, name) for name in ("do_sample", "num_beams", "repetition_penalty", *SAMPLING)}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return {"max_new_tokens": new_tokens, "pad_token_id": self.pad_token_id, **given}
+
+    def _text(self, prompt: Prompt, ids: list[int], stop: Sequence[str]) -> str:
+        """Read the new tokens up to the first end token or stop text."""
+        end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids))
+        before, whole = self._decode(prompt.ids), self._decode([*prompt.ids, *ids[:end]])
+        # decoded together, because many tokenizers drop a space at the beginning
+        text = whole[len(before) :] if whole.startswith(before) else self._decode(ids[:end])
+        return text[: min([text.find(mark) for mark in stop if mark in text], default=len(text))]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _padded(self, rows: Sequence[list[int]], side: str) -> Tensors:
+        return dict(
+            self.tokenizer.pad({"input_ids": list(rows)}, padding_side=side, return_tensors="pt", verbose=False)
+        )
+
+    def _refusal(self, tokens: int, params: GenerationParams) -> Unprocessable:
+        room = f"the model takes {self.max_tokens} with the answer"
+        if params.max_new_tokens is not None and tokens < self.max_tokens:
+            most = self.max_tokens - tokens
+            return Unprocessable(
+                f"The prompt has {tokens} tokens and {room}: ask for {most} or fewer.", "parameters.max_new_tokens"
+            )
+        return Unprocessable(f"The prompt has {tokens} tokens and {room}: shorten it, or set truncation to true.")
+
+
+def _own_settings(model_dir: Path, model: Any) -> GenerationConfig:  # noqa: ANN401  # a model's config
+    """Return the model's own defaults of generation."""
+    if (model_dir / "generation_config.json").exists():
+        return GenerationConfig.from_pretrained(model_dir, local_files_only=True)
+    return GenerationConfig.from_model_config(model)
+
+
+def _nothing() -> RequestError:
+    return BadRequest("The prompt has nothing that this model reads: send other text.")
+
+
+def _bad(message: str, name: str) -> BadRequest:
+    return BadRequest(message, f"parameters.{name}")

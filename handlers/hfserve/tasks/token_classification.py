@@ -1,0 +1,200 @@
+"""Texts to entities: every token judged, neighbours of one label joined, with exact places in the text as sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig
+
+from hfserve.config import HandlerConfig
+from hfserve.errors import BadRequest
+from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, choice, count
+from hfserve.tasks.entities import STRATEGIES, Token
+from hfserve.tasks.inputs import each, lone_text, text
+from hfserve.tasks.labels import read_labels
+from hfserve.tasks.tokens import load_tokenizer, token_limit
+from hfserve.tasks.windows import Window, cut, kept, require_fast, without_padding
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One item: a text, and its words where it came split into them."""
+
+    text: str
+    words: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class EntityParams:
+    """What a request may ask for.
+
+    aggregation_strategy: none (every token), simple, first, average or max: how tokens become entities.
+    ignore_labels: labels that are left out of the answer.
+    stride: tokens that neighbouring windows share where a text is longer than the model; null for a quarter of it.
+    is_split_into_words: each input is a list of words; offsets count in the words joined by `delimiter`.
+    """
+
+    aggregation_strategy: str = "simple"
+    ignore_labels: Sequence[str] = ("O",)
+    stride: int | None = None
+    is_split_into_words: bool = False
+    delimiter: str = " "
+
+    def __post_init__(self) -> None:
+        choice("aggregation_strategy", self.aggregation_strategy, list(STRATEGIES))
+        choice("is_split_into_words", self.is_split_into_words, [True, False])
+        count("stride", self.stride, or_null="a quarter of what the model takes", least=0)
+        if not isinstance(self.ignore_labels, list | tuple) or not all(isinstance(x, str) for x in self.ignore_labels):
+            raise BadRequest("Give a list of labels.", "parameters.ignore_labels")
+        if not isinstance(self.delimiter, str):
+            raise BadRequest("Give a text.", "parameters.delimiter")
+        object.__setattr__(self, "ignore_labels", tuple(self.ignore_labels))  # parameters are compared by hash
+
+
+class TokenClassification(Task):
+    """Answers `[{"entity_group", "score", "word", "start", "end"}, ...]` for each text, in the order of the text.
+
+    Of a text in several windows each token is judged once, and entities are joined over the text as a whole: none is
+    lost or doubled where two windows meet.
+    """
+
+    name = "token_classification"
+    auto_class = "AutoModelForTokenClassification"
+    Params = EntityParams
+    columns: ClassVar[dict[str, str]] = {
+        "entity": "BYTES",
+        "entity_group": "BYTES",
+        "score": "FP32",
+        "index": "INT64",
+        "word": "BYTES",
+        "start": "INT64",
+        "end": "INT64",
+    }
+    ragged = True
+
+    def __init__(self, model_dir: Path, config: HandlerConfig) -> None:
+        model = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=config.trust_remote_code)
+        self.tokenizer = load_tokenizer(model_dir, config)
+        require_fast(self.tokenizer)
+        self.pad_token_id = int(self.tokenizer.pad_token_id)
+        self.max_tokens = token_limit(model, self.tokenizer, config.max_length)
+        self.room = self.max_tokens - self.tokenizer.num_special_tokens_to_add(pair=False)
+        self.labels = read_labels(model_dir, model)
+        # with such a prefix, as WordPiece's ##, a token itself says whether it goes on with a word
+        self.marked = bool(getattr(self.tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None))
+
+    def parse(self, payload: Json, params: EntityParams) -> dict[str, Passage]:
+        """A text, a `{"text"}` object, or a list of either; or a list of words, or a list of such lists."""
+        if not params.is_split_into_words:
+            return each(payload, lambda entry, place: Passage(lone_text(entry, place)))
+        if isinstance(payload, list) and payload and all(isinstance(entry, list) for entry in payload):
+            return each(payload, lambda entry, place: _joined(entry, place, params.delimiter))
+        return {"": _joined(payload, "", params.delimiter)}
+
+    def size(self, item: Passage) -> int:
+        """Return the item's characters."""
+        return len(item.text)
+
+    def encode(self, items: Sequence[Passage], params: EntityParams) -> Batch:
+        """Tokenise all items in one call. Tensors are [windows, tokens]; notes are (item, window)."""
+        stride = self._stride(params)
+        tensors, owner, windows = cut(
+            self.tokenizer,
+            [[item.text if item.words is None else list(item.words) for item in items]],
+            part=0,
+            is_split_into_words=params.is_split_into_words,
+            truncation=True,
+            max_length=self.max_tokens,
+            stride=stride,
+        )
+        empty = BadRequest("The text has nothing that this model reads: send other text.")
+        if nothing := {i: empty for i, window in zip(owner, windows, strict=True) if not window.columns}:
+            raise Refused(nothing)
+        return Batch(tensors, owner, [(items[i], window) for i, window in zip(owner, windows, strict=True)])
+
+    def decode(self, outputs: Tensors, batch: Batch, params: EntityParams) -> list[Json]:
+        """From logits [windows, tokens, labels] to the entities of each item."""
+        scores = torch.softmax(outputs["logits"], dim=-1)
+        rows: dict[int, list[int]] = {}
+        for row, item in enumerate(batch.owner):
+            rows.setdefault(item, []).append(row)
+        return [self._entities(mine, scores, batch, params) for mine in rows.values()]
+
+    def proof(self, model: Model, batch: Batch) -> Tensors:
+        """See `Task.proof`."""
+        return without_padding(self.forward(model, batch, self.trial()), batch)
+
+    def brief(self, result: Json) -> str:
+        """Return `[["Ada", "PER"], ...]`, as TorchServe's example answers."""
+        return json.dumps(
+            [[record["word"], record.get("entity_group") or record["entity"]] for record in result], ensure_ascii=False
+        )
+
+    def samples(self) -> list[Passage]:
+        """Return one short text and one that fills the model."""
+        return [Passage("a"), Passage("a " * self.room)]
+
+    def describe(self) -> dict[str, Json]:
+        """Return labels in the order of the model's outputs, and limits."""
+        return {"labels": self.labels, "max_tokens": self.max_tokens, "aggregation_strategies": list(STRATEGIES)}
+
+    def _stride(self, params: EntityParams) -> int:
+        stride = self.room // 4 if params.stride is None else params.stride
+        if stride >= self.room:
+            raise BadRequest(f"Give less than {self.room}, the tokens of a window.", "parameters.stride")
+        return stride
+
+    def _entities(self, rows: Sequence[int], scores: Tensor, batch: Batch, params: EntityParams) -> list[Json]:
+        """Put the windows of one text together, and read its entities."""
+        item: Passage = batch.notes[rows[0]][0]
+        windows: list[Window] = [batch.notes[row][1] for row in rows]
+        tokens: list[Token] = []
+        judged: list[Tensor] = []
+        for row, window, keep in zip(rows, windows, kept(windows, self._stride(params)), strict=True):
+            judged.append(scores[row, window.columns.start : window.columns.stop][keep])
+            tokens += self._tokens(item, window, keep, windows[0].columns.start + len(tokens), params)
+        found = STRATEGIES[params.aggregation_strategy](
+            tokens, torch.cat(judged), self.labels, self.tokenizer.convert_tokens_to_string
+        )
+        return [r for r in found if not {r.get("entity"), r.get("entity_group")} & set(params.ignore_labels)]
+
+    def _tokens(self, item: Passage, window: Window, keep: slice, first: int, params: EntityParams) -> list[Token]:
+        """Say of each token where it stands, and whether it goes on with a word."""
+        ids = window.ids[keep]
+        pieces = list(self.tokenizer.convert_ids_to_tokens(ids))
+        offsets, starts = window.offsets[keep], _starts(item, params.delimiter)
+        tokens = []
+        for i, (number, piece, (start, end), word) in enumerate(
+            zip(ids, pieces, offsets, window.words[keep], strict=True)
+        ):
+            moved = starts[word] if starts and word is not None else 0  # offsets count from the word's own start
+            tokens.append(self._token(item.text, piece, number, start + moved, end + moved, first + i))
+        return tokens
+
+    def _token(self, text: str, piece: str, number: int, start: int, end: int, index: int) -> Token:
+        if number == self.tokenizer.unk_token_id:
+            return Token(text[start:end], start, end, index, continues=False)
+        spaced = " " in text[max(start - 1, 0) : start + 1]
+        continues = len(piece) != end - start if self.marked else start > 0 and not spaced
+        return Token(piece, start, end, index, continues)
+
+
+def _joined(entry: Json, place: str, delimiter: str) -> Passage:
+    if not isinstance(entry, list) or not entry:
+        raise BadRequest("Give a list of words, as parameters.is_split_into_words says.", place)
+    words = tuple(text(word, f"{place}[{i}]") for i, word in enumerate(entry))
+    return Passage(delimiter.join(words), words)
+
+
+def _starts(item: Passage, delimiter: str) -> list[int]:
+    """Return where in the joined text each word begins."""
+    if item.words is None:
+        return []
+    return list(accumulate((len(word) + len(delimiter) for word in item.words[:-1]), initial=0))
