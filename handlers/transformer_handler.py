@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from hfserve.config import read_config
 from hfserve.errors import RequestError
 from hfserve.forms import Answer, Call
 from hfserve.pipeline import Pipeline
+from hfserve.proof import check_files, libraries, read_claims
 
 
 class TransformerHandler:
@@ -26,9 +24,12 @@ class TransformerHandler:
         model_dir = Path(properties["model_dir"])
         gpu = properties["gpu_id"] if torch.cuda.is_available() else None  # None also where deviceType is cpu
         device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+        claims = read_claims(model_dir)
+        check_files(model_dir, claims)
         self.pipeline = Pipeline.load(model_dir, read_config(model_dir / "model-config.yaml"), device)
+        difference = self.pipeline.prove(model_dir, claims)
         self.model_name: str = context.model_name
-        self.description = self.pipeline.describe() | _provenance(model_dir)
+        self.description = self.pipeline.describe() | _provenance(claims) | {"golden_difference": difference}
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[str]:  # noqa: ANN401
         """Answer a batch: one body text a row, status and headers set in the context."""
@@ -47,9 +48,6 @@ class TransformerHandler:
         return wire.render_error(call)
 
 
-def _provenance(model_dir: Path) -> dict[str, Any]:
-    """Return what the builder wrote of the archive (weights, sources, revision), and the libraries that run it now."""
-    built = model_dir / "archive.json"
-    known = json.loads(built.read_text(encoding="utf-8")) if built.exists() else {}
-    libraries = {name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")}
-    return {**known, "libraries": {"python": platform.python_version(), **libraries}}
+def _provenance(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where the archive comes from, and the libraries that run it now."""
+    return {**{key: claims[key] for key in ("revision", "weights", "built_with")}, "libraries": libraries()}

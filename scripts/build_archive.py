@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,14 +12,23 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, Any
 
+import torch
 import typer
 import yaml
-from hfserve.config import parse_config
+from hfserve.config import Config, parse_config
+from hfserve.engines import build as prepare_engine
+from hfserve.engines.eager import Eager
 from hfserve.errors import ConfigError
-from hfserve.tasks import TASKS
+from hfserve.pace import Paced
+from hfserve.proof import CLAIMS, NUMBERS, digest_of, libraries, make_goldens
+from hfserve.tasks import task_class
+from hfserve.tasks.labels import RENAMED
 
 from scripts.configs import ArchiveConfig, archive_config
 from scripts.console import ARTIFACTS, MODEL_STORE, ROOT, CommandError, command, console, run
@@ -31,69 +42,112 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can tell; archives do n
 
 
 def build(config: ArchiveConfig, model_dir: Path, store: Path, version: str = "1.0") -> Path:
-    """Write the archive of a model folder into a store, replacing an older one at once. Raises CommandError."""
-    _check(config, model_dir)
+    """Write the archive of a model folder into a store, replacing an older one at once. Raises CommandError.
+
+    The model is loaded once and run once, on the golden inputs; its files are read and written once.
+    """
     store.mkdir(parents=True, exist_ok=True)
     # beside the outcome, so that the finished archive is renamed, not copied
     with tempfile.TemporaryDirectory(dir=store, prefix=".building-") as scratch:
-        contents, out, tmp = (Path(scratch) / name for name in ("contents", "out", "tmp"))
-        out.mkdir()
-        tmp.mkdir()
-        _stage(config, model_dir, contents)
-        _archive(config.name, version, contents, out, tmp)
-        normalise(out / f"{config.name}.mar", out / "normal.mar")
+        model, code = (Path(scratch) / name for name in ("model", "code"))
+        claims = _stage_model(config, model_dir, model)
+        _stage_code(config, code)
+        small = _archive(config.name, version, code, Path(scratch))
+        written = Path(scratch) / "whole.mar"
+        with zipfile.ZipFile(small) as mar:
+            entries = {name: partial(mar.open, name) for name in mar.namelist() if not name.endswith("/")}
+            entries |= {path.name: partial(path.open, "rb") for path in model.iterdir()}
+            write_archive(written, entries, claims)
         archive = store / f"{config.name}.mar"
-        if not (archive.exists() and filecmp.cmp(out / "normal.mar", archive, shallow=False)):
-            (out / "normal.mar").replace(archive)  # the same one stays as it is: a server need not load it again
+        if not (archive.exists() and filecmp.cmp(written, archive, shallow=False)):
+            written.replace(archive)  # the same one stays as it is: a server need not load it again
     return archive
 
 
-def _check(config: ArchiveConfig, model_dir: Path) -> None:
-    """Refuse now what a worker would refuse later: an unknown mode, a tokenizer or labels that do not load."""
-    handler = parse_config(config.content).handler
-    if handler.mode not in TASKS:
-        raise CommandError(f"handler.mode {handler.mode!r} is unknown: choose one of {', '.join(TASKS)}.")
+def _stage_model(config: ArchiveConfig, model_dir: Path, into: Path) -> dict[str, Any]:
+    """Lay out links to the model's files beside what is made of them, and return what the archive claims.
+
+    Refuses now what a worker would refuse later: an unknown mode, a tokenizer, labels or weights that do not load.
+    """
+    into.mkdir()
+    for path in model_dir.iterdir():
+        if path.is_file() and path.name != SOURCE_FILE:
+            (into / path.name).symlink_to(path.resolve())
+    if config.labels:
+        (into / RENAMED).unlink(missing_ok=True)
+        shutil.copy(config.labels, into / RENAMED)
     try:
-        TASKS[handler.mode](model_dir, handler)
+        return _claims(parse_config(config.content), model_dir, into)
     except (ConfigError, OSError, ValueError) as error:
-        raise CommandError(f"{model_dir} cannot be served as {handler.mode}: {error}") from error
+        raise CommandError(f"{model_dir} cannot be served as {config.content['handler']['mode']}: {error}") from error
 
 
-def _stage(config: ArchiveConfig, model_dir: Path, contents: Path) -> None:
-    """Lay out what the archive holds: the model's files, the handler's package, configuration and provenance."""
-    shutil.copytree(model_dir, contents, ignore=shutil.ignore_patterns(SOURCE_FILE))
-    shutil.copytree(HANDLERS / "hfserve", contents / "hfserve", ignore=shutil.ignore_patterns("__pycache__"))
-    (contents / "model-config.yaml").write_text(yaml.safe_dump(config.content, sort_keys=False), encoding="utf-8")
+def _claims(config: Config, model_dir: Path, into: Path) -> dict[str, Any]:
+    """Run the golden inputs on the plain model, let the engine prepare its files, and return what is so known."""
+    cpu = torch.device("cpu")
+    task = task_class(config.handler.mode)(into, config.handler)
+    plain = replace(config, handler=replace(config.handler, precision="fp32", model_parallel=False))
+    reference = Paced(Eager.load(into, task, plain, cpu), config.handler.max_rows)
+    goldens, numbers = make_goldens(task, reference)
+    prepare_engine(into, task, config, into, torch.device("cuda:0") if torch.cuda.is_available() else cpu)
+    (into / NUMBERS).write_bytes(numbers)
     source = model_dir / SOURCE_FILE
     weights = json.loads(source.read_text(encoding="utf-8"))["weights"] if source.exists() else {}
-    provenance = {"revision": code_revision(), "weights": weights}
-    (contents / "archive.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+    return {"revision": code_revision(), "weights": weights, "built_with": libraries(), "goldens": goldens}
 
 
-def _archive(name: str, version: str, contents: Path, out: Path, tmp: Path) -> None:
-    """Run torch-model-archiver; it deletes $TMPDIR/<name>, so it gets a TMPDIR of its own."""
+def _stage_code(config: ArchiveConfig, into: Path) -> None:
+    """Lay out what torch-model-archiver packages: the handler's package and the configuration."""
+    shutil.copytree(HANDLERS / "hfserve", into / "hfserve", ignore=shutil.ignore_patterns("__pycache__"))
+    (into / "model-config.yaml").write_text(yaml.safe_dump(config.content, sort_keys=False), encoding="utf-8")
+
+
+def _archive(name: str, version: str, contents: Path, scratch: Path) -> Path:
+    """Run torch-model-archiver; it deletes $TMPDIR/<name>, so it gets a TMPDIR of its own. Not on the model's files:
+    it would copy them twice."""
+    tmp = scratch / "tmp"
+    tmp.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--archive-format", "zip-store"]
-    command += ["--model-name", name, "--version", version, "--export-path", str(out)]
+    command += ["--model-name", name, "--version", version, "--export-path", str(scratch)]
     command += ["--handler", str(HANDLERS / "transformer_handler.py"), "--extra-files", str(contents)]
     command += ["--config-file", str(contents / "model-config.yaml")]
     done = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp)}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CommandError(f"torch-model-archiver failed: {done.stderr.strip().splitlines()[-1]}")
+    return scratch / f"{name}.mar"
 
 
-def normalise(archive: Path, into: Path) -> None:
-    """Write an archive again with its entries sorted, undated and with plain permissions."""
-    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(into, "w", zipfile.ZIP_STORED) as new:
-        for name in sorted(old.namelist()):
-            entry = zipfile.ZipInfo(name, EPOCH)
-            entry.external_attr = 0o644 << 16
-            if name == MANIFEST:
-                manifest = {**json.loads(old.read(name)), "createdOn": "01/01/1980 00:00:00"}
-                new.writestr(entry, json.dumps(manifest, indent=2))
-                continue
-            entry.file_size = old.getinfo(name).file_size  # tells zipfile whether 64-bit sizes are needed
-            with old.open(name) as reader, new.open(entry, "w") as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
+def write_archive(into: Path, entries: Mapping[str, Callable[[], IO[bytes]]], claims: Mapping[str, Any]) -> None:
+    """Write entries, sorted, undated and with plain permissions, and last the claims with each one's sha256.
+
+    The same content gives the same bytes, so that an archive can be told from one that was changed anywhere.
+    """
+    digests = {}
+    with zipfile.ZipFile(into, "w", zipfile.ZIP_STORED) as mar:
+        for name in sorted(entries):
+            with entries[name]() as reader:
+                digests[name] = _write_entry(mar, name, _undated(reader) if name == MANIFEST else reader)
+        claims = {**claims, "files": digests}
+        content = json.dumps({**claims, "sha256": digest_of(claims)}, indent=2, ensure_ascii=False) + "\n"
+        _write_entry(mar, CLAIMS, io.BytesIO(content.encode()))
+
+
+def _write_entry(mar: zipfile.ZipFile, name: str, reader: IO[bytes]) -> str:
+    """Copy one entry, and return its sha256."""
+    entry = zipfile.ZipInfo(name, EPOCH)
+    entry.external_attr = 0o644 << 16
+    digest = hashlib.sha256()
+    with mar.open(entry, "w", force_zip64=True) as writer:
+        while block := reader.read(1 << 20):
+            digest.update(block)
+            writer.write(block)
+    return digest.hexdigest()
+
+
+def _undated(manifest: IO[bytes]) -> IO[bytes]:
+    """Take the time of building out of a manifest."""
+    content = {**json.loads(manifest.read()), "createdOn": "01/01/1980 00:00:00"}
+    return io.BytesIO(json.dumps(content, indent=2).encode())
 
 
 def code_revision() -> str:

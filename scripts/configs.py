@@ -15,10 +15,14 @@ from scripts.console import ROOT, CommandError
 
 @dataclass(frozen=True)
 class ArchiveConfig:
-    """An archive's name, which is its overlay's folder's, and the whole content of its model-config.yaml."""
+    """An archive's name, which is its overlay's folder's, and the whole content of its model-config.yaml.
+
+    labels: an index_to_name.json beside the overlay, which gives the model's labels other names.
+    """
 
     name: str
     content: dict[str, Any]
+    labels: Path | None = None
 
 
 def archive_config(overlay: Path, model: str | None = None, revision: str | None = None) -> ArchiveConfig:
@@ -37,7 +41,8 @@ def archive_config(overlay: Path, model: str | None = None, revision: str | None
         parse_config(content)
     except ConfigError as error:
         raise CommandError(f"{overlay}: {error}") from error
-    return ArchiveConfig(overlay.resolve().parent.name, content)
+    labels = overlay.parent / "index_to_name.json"
+    return ArchiveConfig(overlay.resolve().parent.name, content, labels if labels.exists() else None)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import rich.progress
 import typer
+from hfserve.proof import sha256
 from transformers import CONFIG_MAPPING
 
 from scripts import hub, starter
@@ -49,7 +50,7 @@ def prepare(name: str, handler: dict[str, Any], pickle: str | None = None, model
     if pickle:
         hub.convert_pickle(partial, pickle)
     _check(partial, trust)
-    weights = {path.name: hub.sha256(path) for path in sorted(partial.glob("*.safetensors"))}
+    weights = {path.name: sha256(path) for path in sorted(partial.glob("*.safetensors"))}
     _note(partial, {"asked": asked, "weights": {**facts, "sha256": weights}})
     shutil.rmtree(partial / hub.NOTES)
     _replace(folder, partial)
@@ -61,8 +62,7 @@ def _fill(into: Path, source: str, handler: dict[str, Any], pickle: str | None) 
     """Put a source's files into a folder, and return what the archive tells of the source."""
     trust = handler.get("trust_remote_code", False)
     if source == STARTER:
-        starter.build(handler["mode"], into)
-        return {"source": STARTER, "encoder": starter.ENCODER}
+        return {"source": STARTER, **starter.build(handler["mode"], into)}
     if Path(source).is_dir():
         _copy(Path(source), into, pickle, trust)
         return {"source": f"folder {Path(source).resolve().name}"}
@@ -113,7 +113,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _stamp(source: str, mode: str) -> str:
     """What changes when a source on this machine changes: size and time of a folder's files, the starter's delta."""
     if source == STARTER:
-        return hub.sha256(starter.delta_path(mode))
+        return sha256(starter.weights_path(mode))
     if not Path(source).is_dir():
         return ""
     files = sorted(path for path in Path(source).iterdir() if path.is_file())

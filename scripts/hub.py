@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx2
 import torch
+from hfserve.proof import sha256
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
     HfHubHTTPError,
@@ -145,15 +146,6 @@ def _is_whole(path: Path, file: RepoSibling) -> bool:
     content = path.read_bytes()
     blob_id = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
     return blob_id == (_hash(file) or blob_id)
-
-
-def sha256(path: Path) -> str:
-    """Return a file's sha256 in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def convert_pickle(folder: Path, pickle: str) -> None:

@@ -67,6 +67,7 @@ class HandlerConfig:
     precision: str = "fp32"
     save_mode: str = "pretrained"
     hardware: str | None = None
+    tolerance: float | None = None
     batch_size: int | None = None
     BetterTransformer: bool = False
     model_parallel: bool = False
@@ -76,6 +77,8 @@ class HandlerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"handler.{name} is {value}: give a whole number from 1 up.")
+        if self.tolerance is not None and not self.tolerance > 0:
+            raise ConfigError(f"handler.tolerance is {self.tolerance}: give a number above 0.")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:

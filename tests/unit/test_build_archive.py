@@ -103,7 +103,7 @@ def test_what_a_worker_would_refuse_is_refused_before(tmp_path, model_dir):
     with pytest.raises(CommandError, match="the model takes 64 tokens"):
         build(config(handler={"mode": "sequence_classification", "max_length": 500}), model_dir, tmp_path)
     bare = tmp_path / "bare"
-    models.bert().save_pretrained(bare)
+    models.build("bert").save_pretrained(bare)
     with pytest.raises(CommandError, match="cannot be served as sequence_classification: .*tokenizer"):
         build(config(), bare, tmp_path)
 

@@ -83,7 +83,7 @@ def test_every_engine_tells_what_it_offers():
 # --- torchscript ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", models.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "gpt2"])
 def test_one_trace_serves_every_shape(tmp_path, architecture):
     folder = models.save(tmp_path, architecture)
     engine, task = load(folder, "torchscript")

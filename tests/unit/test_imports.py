@@ -7,8 +7,25 @@ HANDLERS = Path(__file__).parents[2] / "handlers"
 
 # module prefix -> what of hfserve it may import
 ALLOWED = {
-    "transformer_handler": {"hfserve.wire", "hfserve.forms", "hfserve.pipeline", "hfserve.config", "hfserve.errors"},
-    "hfserve.pipeline": {"hfserve.forms", "hfserve.tasks", "hfserve.engines", "hfserve.config", "hfserve.errors"},
+    "transformer_handler": {
+        "hfserve.wire",
+        "hfserve.forms",
+        "hfserve.pipeline",
+        "hfserve.proof",
+        "hfserve.config",
+        "hfserve.errors",
+    },
+    "hfserve.pipeline": {
+        "hfserve.forms",
+        "hfserve.pace",
+        "hfserve.proof",
+        "hfserve.tasks",
+        "hfserve.engines",
+        "hfserve.config",
+        "hfserve.errors",
+    },
+    "hfserve.pace": {"hfserve.engines", "hfserve.errors"},
+    "hfserve.proof": {"hfserve.tasks", "hfserve.errors"},
     "hfserve.wire": {"hfserve.forms", "hfserve.tasks", "hfserve.errors"},
     "hfserve.forms": {"hfserve.tasks", "hfserve.errors"},
     "hfserve.tasks": {"hfserve.tasks", "hfserve.config", "hfserve.errors"},
