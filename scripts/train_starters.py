@@ -1,158 +1,91 @@
-"""Train the starter models: small low-rank deltas on a public encoder, from the labelled data in the repository.
+"""Train the starter models again, from the data that stands in artifacts/<mode>/starter/.
 
-The delta is what is shipped; `download_models.py` adds it to the encoder's weights. Training needs the extra `train`
-(peft) and ten minutes on two cores.
+All but the story teller are small deltas on a public encoder, and need the extra `train` (peft).
 """
 
 from __future__ import annotations
 
-import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from types import ModuleType
+from typing import Annotated
 
-import torch
+import transformers
 import typer
-from rich.progress import track
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+from torch import nn
 
-from scripts.console import ARTIFACTS, command, console, run
-from scripts.starter import ENCODER_DIR, LABELS, build, prepare_encoder
+from scripts.console import CommandError, command, console, run
+from scripts.starter import DELTA, build, prepare_encoder
+from scripts.training import lora, question_answering, sequence_classification, text_generation, token_classification
 
 app = command()
 
-RANK = 16
-LEARNING_RATE = 7e-4
-BATCH = 32
-TARGETS = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
-HEAD = ["pooler", "classifier"]  # trained whole: small, and the pooler was never trained for this
+# what each is scored by is in its `score`: accuracy, F1 of exact entities, exact answers
+LORA: dict[str, ModuleType] = {
+    "sequence_classification": sequence_classification,
+    "token_classification": token_classification,
+    "question_answering": question_answering,
+}
+EXAMS = ("exam_tuning.txt", "exam_tuning.tsv", "exam_final.txt", "exam_final.tsv")
 
 
-class Sentence(NamedTuple):
-    """A labelled sentence; `label` is its index in LABELS."""
+def train_delta(mode: str, epochs: int, seed: int) -> None:
+    """Train the delta of one mode, save it and score what users get: the encoder with it added, rounding included."""
+    taught = LORA[mode]
+    tuning, final = (taught.FOLDER / name for name in EXAMS if (taught.FOLDER / name).exists())
 
-    subject: str
-    label: int
-    text: str
+    def after(model: nn.Module, epoch: int) -> None:
+        console.print(f"epoch {epoch + 1}: {taught.score(model, tuning):.1%} of {tuning.name}")
 
-
-def read(path: Path) -> list[Sentence]:
-    """Read lines of `subject<TAB>LABEL<TAB>sentence`."""
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Sentence(subject, LABELS.index(label), text) for subject, label, text in rows]
-
-
-def batches(sentences: Sequence[Sentence], shuffle: random.Random) -> Iterator[list[Sentence]]:
-    """Yield shuffled batches of like length: little padding, so that training costs half."""
-    order = sorted(sentences, key=lambda row: len(row.text) + shuffle.uniform(0, 25))
-    groups = [order[i : i + BATCH] for i in range(0, len(order), BATCH)]
-    shuffle.shuffle(groups)
-    yield from groups
-
-
-def train(sentences: Sequence[Sentence], epochs: int, seed: int, after: Callable[[nn.Module, int], None]) -> nn.Module:
-    """Train a low-rank delta and the head on `sentences`; `after(model, epoch)` is called after each epoch."""
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    shuffle = random.Random(seed)  # noqa: S311  # for an order, not for a secret
-    tokenizer = AutoTokenizer.from_pretrained(ENCODER_DIR)
-    model: Any = AutoModelForSequenceClassification.from_pretrained(ENCODER_DIR, num_labels=len(LABELS))
-    options = {"lora_alpha": 2 * RANK, "lora_dropout": 0.1, "target_modules": TARGETS, "modules_to_save": HEAD}
-    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=RANK, **options))
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.01)
-    steps = epochs * len(list(batches(sentences, random.Random(0))))  # noqa: S311
-    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    for epoch in range(epochs):
-        model.train()
-        for rows in track(list(batches(sentences, shuffle)), f"epoch {epoch + 1} of {epochs}", console=console):
-            inputs = tokenizer([row.text for row in rows], padding=True, truncation=True, return_tensors="pt")
-            wanted = torch.tensor([row.label for row in rows])
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(**inputs).logits
-            nn.functional.cross_entropy(logits.float(), wanted, label_smoothing=0.05).backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-        after(model, epoch)
-    return model  # type: ignore[no-any-return]
-
-
-def accuracy(model: nn.Module, sentences: Sequence[Sentence]) -> float:
-    """Return the share of sentences whose label the model finds."""
-    tokenizer = AutoTokenizer.from_pretrained(ENCODER_DIR)
-    model.eval()
-    right = 0
-    with torch.inference_mode():
-        for start in range(0, len(sentences), BATCH):
-            rows = sentences[start : start + BATCH]
-            inputs = tokenizer([row.text for row in rows], padding=True, truncation=True, return_tensors="pt")
-            found = model(**inputs).logits.argmax(-1).tolist()
-            right += sum(label == row.label for label, row in zip(found, rows, strict=True))
-    return right / len(sentences)
-
-
-def delta(model: Any) -> dict[str, Tensor]:  # noqa: ANN401  # a peft model
-    """Return what was trained, as fp16: `<weight>.A` [rank, in], `<weight>.B` [out, rank] (scaled); the head whole."""
-    found: dict[str, Tensor] = {}
-    for name, module in model.base_model.model.named_modules():
-        if hasattr(module, "lora_A"):
-            scale = module.scaling["default"]
-            found[f"{name}.weight.A"] = module.lora_A["default"].weight
-            found[f"{name}.weight.B"] = module.lora_B["default"].weight * scale
-        if hasattr(module, "modules_to_save"):
-            for part, weight in module.modules_to_save["default"].named_parameters():
-                found[f"{name}.{part}"] = weight
-    return {name: weight.detach().half().contiguous() for name, weight in sorted(found.items())}
+    model = lora.train(taught.RECIPE, taught.Lesson(), epochs, seed, after)
+    save_file(lora.delta(model), taught.FOLDER / DELTA)
+    with tempfile.TemporaryDirectory() as folder:
+        build(mode, Path(folder))
+        shipped = getattr(transformers, taught.RECIPE.auto_class).from_pretrained(folder)
+    for exam in (tuning, final):
+        console.print(f"{exam.name}: {taught.score(shipped, exam):.1%} as shipped")
+    console.print(f"Put the scores into {taught.FOLDER}/README.md.")
 
 
 @app.command()
 def main(
-    held_out: Annotated[
-        str, typer.Option(help="Subjects to leave out of training and to score on; none trains on all.")
-    ] = "",
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 6,
+    mode: Annotated[str, typer.Argument(help="The mode whose starter to train.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the data; 30 for text_generation.")] = 6,
     seed: Annotated[int, typer.Option(help="Seed of the shuffling and of the new weights.")] = 0,
+    held_out: Annotated[
+        str, typer.Option(help="Only score sequence_classification on subjects left out of training.")
+    ] = "",
 ) -> None:
-    """Train the sentiment starter.
+    """Train a starter, and print its scores on the exams that stand beside its data.
 
     Examples:
 
-      python -m scripts.train_starters --held-out health,events   # the score on subjects it never saw
+      python -m scripts.train_starters token_classification
 
-      python -m scripts.train_starters                            # the delta that is shipped
+      python -m scripts.train_starters text_generation --epochs 30
+
+      python -m scripts.train_starters sequence_classification --held-out health,events
     """
+    if mode == "text_generation":
+        console.print(f"perplexity {text_generation.train(epochs, seed):.1f} on stories left out of training")
+        return
+    if mode not in LORA:
+        raise CommandError(f"There is no starter for {mode!r}: choose one of {', '.join([*LORA, 'text_generation'])}.")
     prepare_encoder()
-    folder = ARTIFACTS / "sequence_classification" / "starter"
-    sentences = read(folder / "sentences.tsv")
-    outside = [row for row in sentences if row.subject in held_out.split(",")]
-    inside = [row for row in sentences if row.subject not in held_out.split(",")]
-    tuning = read(folder / "exam_tuning.tsv")
-
-    def score(model: nn.Module, epoch: int) -> None:
-        shown = f"epoch {epoch + 1}: {accuracy(model, tuning):.1%} of exam_tuning"
-        console.print(shown + (f", {accuracy(model, outside):.1%} of {held_out}" if outside else ""))
-
-    model = train(inside, epochs, seed, score)
-    if outside:
-        return  # a measurement: the shipped delta is trained on all subjects
-    save_file(delta(model), folder / "delta.safetensors")
-    shipped = _as_shipped()
-    for exam in ("exam_tuning", "exam_final"):
-        console.print(f"{exam}: {accuracy(shipped, read(folder / f'{exam}.tsv')):.1%} as shipped")
-    console.print(f"Put the scores into {folder}/README.md.")
+    if held_out:
+        score_held_out(held_out.split(","), epochs, seed)
+    else:
+        train_delta(mode, epochs, seed)
 
 
-def _as_shipped() -> nn.Module:
-    """Return the model that users get: the encoder with the delta added, rounding included."""
-    with tempfile.TemporaryDirectory() as folder:
-        build("sequence_classification", Path(folder))
-        return AutoModelForSequenceClassification.from_pretrained(folder)  # type: ignore[no-any-return]
+def score_held_out(subjects: list[str], epochs: int, seed: int) -> None:
+    """Train the sentiment starter without some subjects, and score it on them; nothing is kept."""
+    outside = [row for row in sequence_classification.read(sequence_classification.FOLDER / "sentences.tsv")
+               if row.subject in subjects]  # fmt: skip
+    lesson = sequence_classification.Lesson(subjects)
+    model = lora.train(sequence_classification.RECIPE, lesson, epochs, seed, lambda model, epoch: None)
+    console.print(f"{sequence_classification.accuracy(model, outside):.1%} of {', '.join(subjects)}")
 
 
 if __name__ == "__main__":

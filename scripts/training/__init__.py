@@ -1,0 +1,1 @@
+"""How each starter is trained: one file per mode, and what they share."""
