@@ -1,6 +1,6 @@
 # `make` alone lists the commands. Each is one line of plain shell that you can also type yourself.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup download archive archives swap start stop status predict test lint lock starters clean
+.PHONY: help demo setup download archive archives verify swap start stop status predict test lint lock starters clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -9,6 +9,7 @@ MODE ?= sequence_classification
 CONFIG ?= artifacts/$(MODE)/model-config.yaml
 TEXT ?= The staff were friendly and the room was spotless.
 VERSION ?= 1.0
+MAR ?= model_store/$(MODE).mar
 SOURCE = $(if $(MODEL),--model $(MODEL)) $(if $(REVISION),--revision $(REVISION))
 RUN = $(VENV)/bin/python -m
 export TORCH_INDEX_URL
@@ -33,6 +34,9 @@ archive: setup  ## build model_store/<name>.mar [MODE= | CONFIG=] [MODEL=] [REVI
 
 archives: setup  ## build the archive of every folder in artifacts/
 	@for config in artifacts/*/model-config.yaml; do $(RUN) scripts.build_archive --config $$config || exit 1; done
+
+verify: setup  ## check every byte of an archive and its golden inputs on this machine [MAR=model_store/<name>.mar]
+	@$(RUN) scripts.verify $(MAR)
 
 swap: setup  ## replace a running model by a newly built archive; no request fails [MODE= | CONFIG=] [MODEL=] [REVISION=]
 	@$(RUN) scripts.swap --config $(CONFIG) $(SOURCE)

@@ -160,8 +160,9 @@ class Pipeline:
     def _read(self, index: int, call: Call) -> Asked:
         """Check a call's parameters and turn its payload into rows. Raises RequestError."""
         params = parameters(self.task.Params, call.parameters)
+        self.task.check(params)
         try:
-            self._check_count(len(call.payload) if isinstance(call.payload, list) else 1)  # before each is looked at
+            self._check_count(self.task.holds(call.payload, params))  # before a million entries are looked at
             items = self.task.parse(call.payload, params)
             self._check_count(len(items))
             self._check_size(list(items.values()))

@@ -1,22 +1,46 @@
-"""The story starter: a tiny Llama, trained from scratch on little stories, with a tokenizer made of the same."""
+"""The story starter: a tiny GPT-2, trained from scratch on little stories, with a tokenizer made of the same."""
 
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 import torch
 from rich.progress import track
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, get_cosine_schedule_with_warmup
 
 from scripts.console import ARTIFACTS, console
 
 FOLDER = ARTIFACTS / "text_generation" / "starter"
 CONTEXT = 256  # tokens of prompt and answer together
 VOCABULARY = 2048
-SIZES = {"hidden_size": 144, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 6}
+SIZES = {"n_embd": 160, "n_layer": 5, "n_head": 5}
+DROPOUT = 0.15
+NAMES = [
+    "Tom",
+    "Lily",
+    "Ben",
+    "Anna",
+    "Max",
+    "Mia",
+    "Sam",
+    "Sara",
+    "Leo",
+    "Emma",
+    "Tim",
+    "Lucy",
+    "Jack",
+    "Nina",
+    "Kim",
+    "Omar",
+    "Rosa",
+    "Ravi",
+    "Hana",
+    "Bob",
+]  # of those who stories are about; who is who changes from epoch to epoch
 BATCH = 16
 LEARNING_RATE = 2e-3
 HELD_OUT = 25  # stories, of every seed others
@@ -50,28 +74,41 @@ def train(epochs: int, seed: int) -> float:
     shuffle = random.Random(seed)  # noqa: S311  # for an order, not for a secret
     texts = shuffle.sample(stories(), len(stories()))
     tokenizer = make_tokenizer(texts[HELD_OUT:])
-    rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id][:CONTEXT] for text in texts]
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    options: dict[str, Any] = {**SIZES, **special}
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=CONTEXT, tie_word_embeddings=True, attention_dropout=0.1,
-        **options,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    learn(model, rows[HELD_OUT:], epochs, shuffle)
-    loss = torch.stack([_loss(model, [row]) for row in rows[:HELD_OUT]]).mean()
+    options: dict[str, Any] = {
+        **SIZES,
+        **special,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), DROPOUT),
+    }
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=CONTEXT, **options))
+    learn(model, tokenizer, texts[HELD_OUT:], epochs, shuffle)
+    losses = [_loss(model, [encode(tokenizer, text)]) for text in texts[:HELD_OUT]]
     model.half().save_pretrained(FOLDER)
     tokenizer.save_pretrained(FOLDER)
-    return float(loss.exp())
+    return float(torch.stack(losses).mean().exp())
 
 
-def learn(model: nn.Module, rows: list[list[int]], epochs: int, shuffle: random.Random) -> None:
-    """Train on rows of tokens."""
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Return a story's tokens, between the ones that begin and end a text."""
+    return [*tokenizer(text)["input_ids"], tokenizer.eos_token_id][:CONTEXT]
+
+
+def renamed(text: str, shuffle: random.Random) -> str:
+    """Give everybody in a story another name, each a different one."""
+    others = dict(zip(NAMES, shuffle.sample(NAMES, len(NAMES)), strict=True))
+    return re.sub(r"\b[A-Z][a-z]+\b", lambda word: others.get(word[0], word[0]), text)
+
+
+def learn(
+    model: nn.Module, tokenizer: PreTrainedTokenizerFast, texts: list[str], epochs: int, shuffle: random.Random
+) -> None:
+    """Train on stories."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.1, betas=(0.9, 0.98))
-    steps = epochs * (len(rows) // BATCH)
+    steps = epochs * (len(texts) // BATCH)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 20, steps)
     model.train()
     for epoch in track(range(epochs), "stories", console=console):
+        rows = [encode(tokenizer, renamed(text, shuffle)) for text in texts]
         order = sorted(rows, key=lambda row: len(row) + shuffle.uniform(0, 20))
         groups = [order[i : i + BATCH] for i in range(0, len(order) - BATCH + 1, BATCH)]
         shuffle.shuffle(groups)
@@ -82,8 +119,7 @@ def learn(model: nn.Module, rows: list[list[int]], epochs: int, shuffle: random.
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        if epoch % 10 == 0:
-            console.print(f"epoch {epoch + 1}: loss {loss.item():.2f}")
+        console.print(f"epoch {epoch + 1}: loss {loss.item():.2f}")
     model.eval()
 
 

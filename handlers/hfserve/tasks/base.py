@@ -79,6 +79,13 @@ class Task(ABC):
         the payload.
         """
 
+    def holds(self, payload: Json, params: Any) -> int:  # noqa: ANN401
+        """Return how many inputs a payload has, without a look at each."""
+        return len(payload) if isinstance(payload, list) else 1
+
+    def check(self, params: Any) -> None:  # noqa: B027, ANN401  # most models can do all that their task can
+        """Raise BadRequest for parameters that this model cannot follow."""
+
     @abstractmethod
     def size(self, item: Any) -> int:  # noqa: ANN401  # an item is the task's own
         """Return the characters (or what else grows with the cost) of an item."""

@@ -83,16 +83,19 @@ class QuestionAnswering(Task):
             return _several(payload)
         return each(payload, _parse_one)
 
+    def check(self, params: AnswerParams) -> None:
+        """Refuse a stride that leaves no room for a question."""
+        most = self.max_tokens - self.special - 1
+        if self._stride(params) >= most:
+            raise BadRequest(f"Give less than {most}, what the model takes beside a question.", "parameters.doc_stride")
+
     def size(self, item: Question) -> int:
         """Return the item's characters."""
         return len(item.question) + len(item.context)
 
     def encode(self, items: Sequence[Question], params: AnswerParams) -> Batch:
         """Tokenise all pairs in one call. Tensors are [windows, tokens]; notes are (item, window)."""
-        stride = self.max_tokens // 4 if params.doc_stride is None else params.doc_stride
-        if stride >= self.max_tokens - self.special - 1:
-            most = self.max_tokens - self.special - 1
-            raise BadRequest(f"Give less than {most}, what the model takes beside a question.", "parameters.doc_stride")
+        stride = self._stride(params)
         self._refuse_long_questions(items, stride)
         questions, contexts = [item.question for item in items], [item.context for item in items]
         tensors, owner, windows = cut(
@@ -135,6 +138,9 @@ class QuestionAnswering(Task):
     def goldens(self) -> list[Json]:
         """Return ten questions on four contexts."""
         return [{"question": question, "context": context} for context, questions in GOLDENS for question in questions]
+
+    def _stride(self, params: AnswerParams) -> int:
+        return self.max_tokens // 4 if params.doc_stride is None else params.doc_stride
 
     def _refuse_long_questions(self, items: Sequence[Question], stride: int) -> None:
         """Refuse a question that leaves a window no room for more of its context than the stride."""

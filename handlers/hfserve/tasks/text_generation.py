@@ -113,8 +113,16 @@ class TextGeneration(Task):
 
     def parse(self, payload: Json, params: GenerationParams) -> dict[str, str]:
         """A text, a `{"text"}` object, or a list of either."""
-        self._check(params)
         return each(payload, lone_text)
+
+    def check(self, params: GenerationParams) -> None:
+        """Refuse parameters that would have no effect, or none that was meant."""
+        if not self._draws(params):
+            for name in SAMPLING:
+                if getattr(params, name) is not None:
+                    raise _bad("It shapes what is drawn: set parameters.do_sample to true, or leave it out.", name)
+        if self._draws(params) and (params.num_beams or self.own.num_beams or 1) > 1:
+            raise _bad("Beam search draws nothing: set parameters.do_sample to false.", "num_beams")
 
     def size(self, item: str) -> int:
         """Return the item's characters."""
@@ -201,15 +209,6 @@ class TextGeneration(Task):
 
     def _draws(self, params: GenerationParams) -> bool:
         return bool(self.own.do_sample if params.do_sample is None else params.do_sample)
-
-    def _check(self, params: GenerationParams) -> None:
-        """Refuse parameters that would have no effect, or none that was meant."""
-        if not self._draws(params):
-            for name in SAMPLING:
-                if getattr(params, name) is not None:
-                    raise _bad("It shapes what is drawn: set parameters.do_sample to true, or leave it out.", name)
-        if self._draws(params) and (params.num_beams or self.own.num_beams or 1) > 1:
-            raise _bad("Beam search draws nothing: set parameters.do_sample to false.", "num_beams")
 
     def _options(self, params: GenerationParams, new_tokens: int) -> dict[str, Any]:
         """Return the arguments of transformers' generate."""

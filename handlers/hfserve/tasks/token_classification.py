@@ -98,13 +98,22 @@ class TokenClassification(Task):
             return each(payload, lambda entry, place: _joined(entry, place, params.delimiter))
         return {"": _joined(payload, "", params.delimiter)}
 
+    def holds(self, payload: Json, params: EntityParams) -> int:
+        """See `Task.holds`; a list of words is one input."""
+        words = params.is_split_into_words and isinstance(payload, list) and not isinstance((payload or [""])[0], list)
+        return 1 if words else super().holds(payload, params)
+
+    def check(self, params: EntityParams) -> None:
+        """Refuse a stride that leaves a window nothing of its own."""
+        if self._stride(params) >= self.room:
+            raise BadRequest(f"Give less than {self.room}, the tokens of a window.", "parameters.stride")
+
     def size(self, item: Passage) -> int:
         """Return the item's characters."""
         return len(item.text)
 
     def encode(self, items: Sequence[Passage], params: EntityParams) -> Batch:
         """Tokenise all items in one call. Tensors are [windows, tokens]; notes are (item, window)."""
-        stride = self._stride(params)
         tensors, owner, windows = cut(
             self.tokenizer,
             [[item.text if item.words is None else list(item.words) for item in items]],
@@ -112,7 +121,7 @@ class TokenClassification(Task):
             is_split_into_words=params.is_split_into_words,
             truncation=True,
             max_length=self.max_tokens,
-            stride=stride,
+            stride=self._stride(params),
         )
         empty = BadRequest("The text has nothing that this model reads: send other text.")
         if nothing := {i: empty for i, window in zip(owner, windows, strict=True) if not window.columns}:
@@ -146,10 +155,7 @@ class TokenClassification(Task):
         return {"labels": self.labels, "max_tokens": self.max_tokens, "aggregation_strategies": list(STRATEGIES)}
 
     def _stride(self, params: EntityParams) -> int:
-        stride = self.room // 4 if params.stride is None else params.stride
-        if stride >= self.room:
-            raise BadRequest(f"Give less than {self.room}, the tokens of a window.", "parameters.stride")
-        return stride
+        return self.room // 4 if params.stride is None else params.stride
 
     def _entities(self, rows: Sequence[int], scores: Tensor, batch: Batch, params: EntityParams) -> list[Json]:
         """Put the windows of one text together, and read its entities."""
