@@ -51,8 +51,9 @@ status: setup  ## show the server's addresses and models
 	@$(RUN) scripts.server status
 
 predict: export TEXT := $(TEXT)
-predict: setup  ## classify TEXT="..." with the running server
-	@$(RUN) scripts.predict --model $(MODE) -- "$$TEXT"
+predict: export QUESTION := $(QUESTION)
+predict: setup  ## ask the running server [MODE=] [TEXT="..."] [QUESTION="..." for question_answering]
+	@$(RUN) scripts.predict --model $(MODE) $(if $(QUESTION),--question "$$QUESTION") -- "$$TEXT"
 
 demo: export TEXT := $(TEXT)
 
@@ -65,8 +66,8 @@ lint: setup  ## check style and types
 lock: setup  ## renew requirements.lock from pyproject.toml, for every supported Python
 	@$(RUN) scripts.lock
 
-starters: setup  ## train the starter models again
-	@$(RUN) pip install -q -c requirements.lock 'peft>=0.17' && $(RUN) scripts.train_starters
+starters: setup  ## train the starter model of MODE= again
+	@$(RUN) pip install -q -c requirements.lock 'peft>=0.17' && $(RUN) scripts.train_starters $(MODE)
 
 clean:  ## stop the server and remove what was built: environment, weights, archives, logs
 	@test ! -x $(VENV)/bin/python || $(RUN) scripts.server stop
