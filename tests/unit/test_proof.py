@@ -115,9 +115,7 @@ def test_another_model_is_told_from_the_one_that_was_built(unpacked):
     weights = load_file(unpacked / "model.safetensors")
     name = max(weights, key=lambda name: weights[name].numel())
     save_file({**weights, name: weights[name].roll(1)}, unpacked / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(
-        ConfigError, match=r"Golden input \d+ of \d+, .* differs by .* where 0.001 is allowed, on"
-    ):
+    with pytest.raises(ConfigError, match=r"Golden input \d+ of \d+, .* differs by .* where 0.001 is allowed, on"):
         load(unpacked).prove(unpacked, read_claims(unpacked))
 
 
