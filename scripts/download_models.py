@@ -129,6 +129,7 @@ def _add_head(folder: Path, source: str, handler: dict[str, Any]) -> dict[str, s
     if any("Classification" in architecture for architecture in trained):
         return {}
     torch.manual_seed(0)  # the same inputs build the same archive
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would list the weights that it draws
     model = getattr(transformers, task.auto_class).from_pretrained(
         folder, num_labels=count, local_files_only=True, trust_remote_code=handler.get("trust_remote_code", False)
