@@ -21,7 +21,7 @@ from typing import IO, Annotated, Any
 import torch
 import typer
 import yaml
-from hfserve.config import Config, parse_config
+from hfserve.config import Config
 from hfserve.engines import build as prepare_engine
 from hfserve.engines.eager import Eager
 from hfserve.errors import ConfigError
@@ -77,7 +77,7 @@ def _stage_model(config: ArchiveConfig, model_dir: Path, into: Path) -> dict[str
         (into / RENAMED).unlink(missing_ok=True)
         shutil.copy(config.labels, into / RENAMED)
     try:
-        return _claims(parse_config(config.content), model_dir, into)
+        return _claims(config.parsed, model_dir, into)
     except (ConfigError, OSError, ValueError) as error:
         raise CommandError(f"{model_dir} cannot be served as {config.content['handler']['mode']}: {error}") from error
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hfserve.config import parse_config
+from hfserve.config import Config, parse_config
 from hfserve.errors import ConfigError
+from hfserve.tasks.labels import RENAMED
 
 from scripts.console import ROOT, CommandError
 
@@ -24,6 +26,11 @@ class ArchiveConfig:
     content: dict[str, Any]
     labels: Path | None = None
 
+    @cached_property
+    def parsed(self) -> Config:
+        """What a worker makes of it; read once, as reading warns of keys that mean little. Raises ConfigError."""
+        return parse_config(self.content)
+
 
 def archive_config(overlay: Path, model: str | None = None, revision: str | None = None) -> ArchiveConfig:
     """Merge an overlay into the template and check the outcome as a worker would. Raises CommandError.
@@ -37,12 +44,13 @@ def archive_config(overlay: Path, model: str | None = None, revision: str | None
     content = merge(_read(ROOT / "model-config.yaml"), _read(overlay))
     chosen = {"model_name": model, "revision": revision} if model else {"revision": revision} if revision else {}
     content = merge(content, {"handler": chosen})
+    labels = overlay.parent / RENAMED
+    config = ArchiveConfig(overlay.resolve().parent.name, content, labels if labels.exists() else None)
     try:
-        parse_config(content)
+        config.parsed  # noqa: B018  # for what it raises
     except ConfigError as error:
         raise CommandError(f"{overlay}: {error}") from error
-    labels = overlay.parent / "index_to_name.json"
-    return ArchiveConfig(overlay.resolve().parent.name, content, labels if labels.exists() else None)
+    return config
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import rich.progress
+import torch
+import transformers
 import typer
+import yaml
 from hfserve.proof import sha256
+from hfserve.tasks import TASKS
+from huggingface_hub import metadata_load
 from transformers import CONFIG_MAPPING
 
 from scripts import hub, starter
@@ -37,6 +42,7 @@ def prepare(name: str, handler: dict[str, Any], pickle: str | None = None, model
         "source": source,
         "revision": handler.get("revision"),
         "trust_remote_code": trust,
+        "num_labels": handler.get("num_labels"),
         "stamp": _stamp(source, handler["mode"]),
     }
     if _asked_before(folder) == asked:
@@ -50,6 +56,7 @@ def prepare(name: str, handler: dict[str, Any], pickle: str | None = None, model
     if pickle:
         hub.convert_pickle(partial, pickle)
     _check(partial, trust)
+    facts |= _add_head(partial, source, handler)
     weights = {path.name: sha256(path) for path in sorted(partial.glob("*.safetensors"))}
     _note(partial, {"asked": asked, "weights": {**facts, "sha256": weights}})
     shutil.rmtree(partial / hub.NOTES)
@@ -65,13 +72,22 @@ def _fill(into: Path, source: str, handler: dict[str, Any], pickle: str | None) 
         return {"source": STARTER, **starter.build(handler["mode"], into)}
     if Path(source).is_dir():
         _copy(Path(source), into, pickle, trust)
-        return {"source": f"folder {Path(source).resolve().name}"}
+        return {"source": f"folder {Path(source).resolve().name}", "licence": _licence(Path(source))}
     if source.startswith((".", "/", "~")) or not source:
         raise CommandError(f"There is no folder {source!r}: set handler.model_name to a folder, a Hub id or `starter`.")
-    commit = hub.fetch(source, handler.get("revision"), into, pickle, trust)
+    commit, licence, _ = hub.fetch(source, handler.get("revision"), into, pickle, trust)
     if commit != handler.get("revision"):
         console.print(f"{source} is at commit {commit}; pin it with `revision: {commit}` under `handler:`.")
-    return {"source": source, "revision": commit}
+    return {"source": source, "revision": commit, "licence": licence}
+
+
+def _licence(folder: Path) -> str:
+    """Return the licence that a folder's model card names."""
+    card = folder / "README.md"
+    try:
+        return hub.licence((metadata_load(card) if card.is_file() else None) or {})
+    except (ValueError, yaml.YAMLError):  # front matter that is no YAML, or none of `key: value`
+        return hub.UNKNOWN
 
 
 def _copy(source: Path, into: Path, pickle: str | None, trust_remote_code: bool) -> None:
@@ -99,6 +115,38 @@ def _check(folder: Path, trust_remote_code: bool) -> None:
     shards = set(_read(folder / INDEX).get("weight_map", {}).values()) or {INDEX}
     if missing := sorted(shard for shard in shards if not (folder / shard).exists()):
         raise CommandError(f"The model's weights are not whole, {', '.join(missing)} is missing: get it again.")
+
+
+def _add_head(folder: Path, source: str, handler: dict[str, Any]) -> dict[str, str]:
+    """Give a model that was trained for no classification a head, where `num_labels` says for how many labels.
+
+    So did TorchServe's example, whose bert-base-uncased has none. Returns what the archive tells of it.
+    """
+    task, count = TASKS.get(handler["mode"]), handler.get("num_labels")
+    trained = _read(folder / "config.json").get("architectures") or ["Classification, for all we know"]
+    if not (count and task and task.auto_class.endswith("Classification")):
+        return {}
+    if any("Classification" in architecture for architecture in trained):
+        return {}
+    torch.manual_seed(0)  # the same inputs build the same archive
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would list the weights that it draws
+    model = getattr(transformers, task.auto_class).from_pretrained(
+        folder, num_labels=count, local_files_only=True, trust_remote_code=handler.get("trust_remote_code", False)
+    )
+    whole = folder / hub.NOTES / "whole"  # beside: what is replaced may still be read
+    model.save_pretrained(whole)
+    del model
+    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
+        path.unlink(missing_ok=True)
+    for path in whole.iterdir():
+        path.replace(folder / path.name)
+    console.print(
+        f"{source} was not trained for {handler['mode']}: `num_labels: {count}` gives it a head with random weights, "
+        "and its answers mean nothing until it is trained.",
+        soft_wrap=True,
+    )
+    return {"head": f"random weights for {count} labels, not trained"}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import httpx2
 import torch
@@ -34,6 +36,8 @@ SAFE_WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.i
 PICKLE_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CODE = ("*.py",)
 
+UNKNOWN = "unknown"  # the licence of a model whose card names none
+
 NOTES = ".cache"  # in a folder that is being filled: what has arrived of each file, until all is there
 
 WAY_ON = (
@@ -61,8 +65,16 @@ def choose(names: list[str], pickle: str | None, trust_remote_code: bool, source
     return matching(names, SUPPORT_FILES) + weights + (matching(names, CODE) if trust_remote_code else [])
 
 
-def resolve(repo: str, revision: str | None) -> tuple[str, list[RepoSibling]]:
-    """Return the commit a revision stands for, and the files there with size and hashes. Raises CommandError."""
+class Revision(NamedTuple):
+    """What the Hub tells of a model at a revision: its commit, its licence, its files with size and hashes."""
+
+    commit: str
+    licence: str
+    files: list[RepoSibling]
+
+
+def resolve(repo: str, revision: str | None) -> Revision:
+    """Ask the Hub for a model. Raises CommandError."""
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=10)
     except RevisionNotFoundError as error:
@@ -74,7 +86,17 @@ def resolve(repo: str, revision: str | None) -> tuple[str, list[RepoSibling]]:
     # ValueError: an answer that is no JSON, as from a network that asks for a login first
     except (OfflineModeIsEnabled, HfHubHTTPError, httpx2.TransportError, OSError, ValueError) as error:
         raise CommandError(f"The Hugging Face Hub cannot be reached ({type(error).__name__}). {WAY_ON}") from error
-    return str(info.sha), info.siblings or []
+    tagged = [tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")]
+    card = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
+    return Revision(str(info.sha), licence({"license": tagged, **card}), info.siblings or [])
+
+
+def licence(card: Mapping[str, Any]) -> str:
+    """Return the licence that the front matter of a model card names, one that is none of the usual by its own name."""
+    named = card.get("license")
+    if named == "other":
+        named = card.get("license_name") or named
+    return ", ".join(map(str, named if isinstance(named, list) else [named or UNKNOWN])) or UNKNOWN
 
 
 def _no_access(repo: str) -> CommandError:
@@ -86,19 +108,19 @@ def _no_access(repo: str) -> CommandError:
 
 def fetch(
     repo: str, revision: str | None, into: Path, pickle: str | None = None, trust_remote_code: bool = False
-) -> str:
-    """Download a model's files at one commit into a folder, each verified, and return the commit.
+) -> Revision:
+    """Download a model's files at one commit into a folder, each verified, and return what the Hub tells of it.
 
     A download cut off before is resumed from what is in the folder. Raises CommandError.
     """
-    commit, siblings = resolve(repo, revision)
-    files = {sibling.rfilename: sibling for sibling in siblings}
+    found = resolve(repo, revision)
+    files = {sibling.rfilename: sibling for sibling in found.files}
     names = choose(list(files), pickle, trust_remote_code, repo)
     leave_only(into, names)
     for name in names:
         if not ((into / name).exists() and _is_whole(into / name, files[name])):
-            _download(repo, commit, files[name], into)
-    return commit
+            _download(repo, found.commit, files[name], into)
+    return found
 
 
 def leave_only(folder: Path, names: list[str]) -> None:

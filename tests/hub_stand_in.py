@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -10,7 +11,22 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
+import pytest
+import yaml
+from huggingface_hub import close_session, constants
+
 LARGE = ("*.safetensors", "*.bin")  # stored apart from git: known by their sha256, served from another host
+
+
+def point_client_at(hub: "Hub", monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process's Hub client ask the stand-in, as HF_ENDPOINT does when a process starts."""
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    close_session()  # one made before would keep to the proxy there was
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,14 @@ class Hub:
         return [request for request in self.requests if request.path.endswith(end)]
 
 
+def _card(files: dict[str, File]) -> dict:
+    """What the Hub reads from the front matter of a README.md."""
+    readme = files["README.md"].content.decode() if "README.md" in files else ""
+    front = re.match(r"---\n(.*?)\n---", readme, re.DOTALL)
+    card = yaml.safe_load(front[1]) if front else {}
+    return {"tags": [f"license:{card['license']}"] if "license" in card else [], "cardData": card or None}
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -99,22 +123,25 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = urlsplit(self.path).path
         self.hub.requests.append(Request(self.command, unquote(path), dict(self.headers.items())))
-        place, *parts = path.strip("/").split("/")
+        place, *parts = words = path.strip("/").split("/")
         if self.hub.portal:
             self._answer(200, b"<html>Log in to this network</html>", {"Content-Type": "text/html"})
         elif place == "api":
-            self._info("/".join(parts[1:3]), unquote(parts[4]) if parts[3:4] == ["revision"] else "main")
+            repo, _, revision = "/".join(parts[1:]).partition("/revision/")
+            self._info(repo, unquote(revision) or "main")
         elif place == "stored":
             self._send(*self._find(lambda name, file: file.sha256 == parts[0]))
         else:
-            self._resolve(f"{place}/{parts[0]}", unquote(parts[2]), unquote("/".join(parts[3:])))
+            end = words.index("resolve")  # of a repository's name, which may be of one word
+            self._resolve("/".join(words[:end]), unquote(words[end + 1]), unquote("/".join(words[end + 2 :])))
 
     do_HEAD = do_GET  # _answer leaves the body out
 
     def _info(self, repo: str, revision: str) -> None:
         if commit := self._commit(repo, revision):
-            siblings = [file.listed(name) for name, file in self.hub.commits[commit].items()]
-            content = {"id": repo, "sha": commit, "gated": repo in self.hub.gated and "auto", "siblings": siblings}
+            files = self.hub.commits[commit]
+            content = {"id": repo, "sha": commit, "gated": repo in self.hub.gated and "auto", **_card(files)}
+            content["siblings"] = [file.listed(name) for name, file in files.items()]
             self._answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _resolve(self, repo: str, revision: str, name: str) -> None:

@@ -35,7 +35,7 @@ DEFAULT_RESPONSE_TIMEOUT = 120  # seconds; TorchServe's own default
 # Keys of TorchServe's Huggingface_Transformers example that mean less today: value that says nothing -> what holds.
 UPSTREAM_KEYS: dict[str, tuple[object, str]] = {
     "do_lower_case": (None, "the tokenizer's own casing is kept"),
-    "num_labels": (None, "the model's own labels are kept"),
+    "num_labels": (0, "a trained model keeps its own labels"),
     "captum_explanation": (False, "this version answers predictions only"),
     "embedding_name": (None, "the embedding is found through get_input_embeddings()"),
     "batch_size": (None, "batchSize at the top of the file sets it"),

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from hfserve.config import Config
-from hfserve.engines import engine_class
+from hfserve.engines import engine_class, engines_for
 from hfserve.engines.base import Engine
 from hfserve.errors import BadRequest, ConfigError, OutOfMemory, RequestError, TooLarge, TooSlow, isolated, report
 from hfserve.forms import Answer, Call
@@ -77,7 +77,7 @@ class Pipeline:
         Where the first engine does not work on this machine the next is taken, with one warning that says why.
         """
         task = task_class(config.handler.mode)(model_dir, config.handler)
-        *preferred, last = config.engines
+        *preferred, last = engines_for(task, config)
         for name in preferred:
             try:
                 return cls._start(task, name, model_dir, config, device)
@@ -95,13 +95,7 @@ class Pipeline:
 
     @classmethod
     def _start(cls, task: Task, name: str, model_dir: Path, config: Config, device: torch.device) -> Pipeline:
-        engine = engine_class(name)
-        if task.needs not in engine.offers:
-            raise ConfigError(
-                f"Engine {name} offers {', '.join(sorted(engine.offers))}, and handler.mode {task.name} needs "
-                f"{task.needs}: set handler.engine to eager or compiled."
-            )
-        pipeline = cls(task, engine.load(model_dir, task, config, device), config)
+        pipeline = cls(task, engine_class(name).load(model_dir, task, config, device), config)
         pipeline.warm_up()
         return pipeline
 

@@ -132,22 +132,25 @@ def _guess(text: str) -> Json:
 
 
 def _read_quoted(text: str) -> Json:
-    """Read `{'text': 'so', 'target': 1}` as TorchServe's sample files have it: written as JSON, then parsed as JSON."""
+    """Read `{'text': 'so', 'target': (1, 2)}` as TorchServe's sample files have it: written as JSON, then parsed."""
     return json.loads(LITERAL.sub(_as_json, text))
 
 
 OPENING = re.compile(r"""[{\[]\s*['"]""")
-# A quoted string with its escapes, one of Python's words, or what stands outside of a string in no Python literal. The
-# last ends the scan at once, which would otherwise look for the end of a string from every quote on.
-LITERAL = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\b(None|True|False)\b|(['"\\])""", re.DOTALL)
+# A quoted string with its escapes, one of Python's words, a tuple's bracket with the comma that may stand before it, or
+# what stands outside of a string in no Python literal. The last ends the scan at once, which would otherwise look for
+# the end of a string from every quote on.
+LITERAL = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\b(None|True|False)\b|(\(|,?\))|(['"\\])""", re.DOTALL)
 ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 CONTROL = {"n": "\n", "t": "\t", "r": "\r"}
 WORDS = {"None": "null", "True": "true", "False": "false"}
 
 
 def _as_json(literal: re.Match[str]) -> str:
-    if literal[3]:
+    if literal[4]:
         raise ValueError("a quote or a backslash outside of a string")
+    if literal[3]:
+        return "[" if literal[3] == "(" else "]"
     return WORDS[literal[2]] if literal[2] else json.dumps(ESCAPE.sub(_unescape, literal[1][1:-1]))
 
 

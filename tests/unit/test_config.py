@@ -103,6 +103,9 @@ def test_keys_of_the_upstream_example_are_understood_with_one_warning(caplog):
     for key in ("do_lower_case", "num_labels", "captum_explanation", "embedding_name"):
         assert key in record.getMessage()
     assert "BetterTransformer" not in record.getMessage()
+    caplog.clear()
+    parse_config({"handler": {**handler, "num_labels": 0}})  # as it is where a model has no labels
+    assert "num_labels" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import torch
 from hfserve.proof import sha256
 from huggingface_hub import close_session, constants
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM
 
 from scripts import download_models
 from scripts.console import ROOT, CommandError
 from tests import models
-from tests.hub_stand_in import Hub
+from tests.hub_stand_in import Hub, point_client_at
 
 REPO = "someone/reviews"
 LABELS = ["angry", "calm", "glad"]
@@ -29,17 +29,10 @@ CHUNK = 4096  # what the client writes at once; its own 10 MB are more than the 
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The stand-in, and this process's Hub client pointed at it, as HF_ENDPOINT does when it starts."""
+    """The stand-in, and this process's Hub client pointed at it."""
     with Hub() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        point_client_at(hub, monkeypatch)
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        close_session()  # one made before would keep to the proxy there was
         yield hub
         close_session()
 
@@ -51,7 +44,7 @@ def saved(tmp_path_factory):
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     tokenizer["normalizer"]["lowercase"] = False
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "README.md").write_text("# A model\n")
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\nlanguage: en\n---\n\n# A model\n")
     return folder
 
 
@@ -152,7 +145,8 @@ def test_the_command_downloads_a_model_at_the_commit_of_its_revision_and_tells_i
     assert f"revision: {commit}" in done.stdout.replace("\n", " ")
     folder = tmp_path / "models" / "sequence_classification"
     weights = sha256(saved / "model.safetensors")
-    assert source_of(folder) == {"source": REPO, "revision": commit, "sha256": {"model.safetensors": weights}}
+    told = {"source": REPO, "revision": commit, "licence": "cc-by-4.0", "sha256": {"model.safetensors": weights}}
+    assert source_of(folder) == told
     assert all((folder / path.name).read_bytes() == path.read_bytes() for path in saved.iterdir())
     assert names(folder) == names(saved) | {"source.json"}
 
@@ -242,6 +236,76 @@ def test_an_access_token_goes_to_the_hub_but_not_to_where_its_large_files_are(hu
     assert stored
     assert not [request for request in stored if "authorization" in map(str.lower, request.headers)]
     assert not [request for request in others if "hf_secret" not in str(request.headers)]
+
+
+# --- licences ---------------------------------------------------------------------------------------------------------
+
+
+CARDS = {
+    "---\nlicense: mit\n---\n# A model": "mit",
+    "---\nlicense: [mit, cc0-1.0]\n---\n": "mit, cc0-1.0",
+    "---\nlicense: other\nlicense_name: our-own\n---\n": "our-own",
+    "---\nlicense: other\n---\n": "other",
+    "---\nlanguage: en\n---\n": "unknown",
+    "# A model\nlicense: mit": "unknown",
+    "---\nlicense: [\n---\n": "unknown",
+    "---\n- license\n---\n": "unknown",
+    "": "unknown",
+    None: "unknown",
+}
+
+
+@pytest.mark.parametrize(("card", "licence"), CARDS.items())
+def test_the_licence_of_a_folder_is_its_cards(saved, tmp_path, prepare, card, licence):
+    folder = copied(saved, tmp_path / "folder")
+    (folder / "README.md").unlink()
+    if card is not None:
+        (folder / "README.md").write_text(card)
+    assert source_of(prepare(folder))["licence"] == licence
+
+
+def test_the_licence_of_a_model_on_the_hub_is_its_cards_or_else_its_tag(hub, other, prepare, monkeypatch):
+    hub.push(REPO, other)
+    assert source_of(prepare(REPO))["licence"] == "unknown"
+    monkeypatch.setattr("tests.hub_stand_in._card", lambda files: {"tags": ["pytorch", "license:mit"]})
+    assert source_of(prepare(REPO, revision="main"))["licence"] == "mit"
+
+
+# --- models without a head --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def headless(tmp_path):
+    """A model that fills masks, as bert-base-uncased does, in several files."""
+    torch.manual_seed(3)
+    folder = tmp_path / "headless"
+    BertForMaskedLM(models.bert()).save_pretrained(folder, max_shard_size="40KB")
+    models.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(("mode", "count"), [("sequence_classification", 2), ("token_classification", 9)])
+def test_num_labels_gives_a_head_to_a_model_that_has_none_and_says_so(headless, prepare, tmp_path, capsys, mode, count):
+    folder = prepare(headless, mode=mode, num_labels=count)
+    assert "gives it a head with random weights, and its answers mean nothing" in capsys.readouterr().out
+    assert source_of(folder)["head"] == f"random weights for {count} labels, not trained"
+    assert source_of(folder)["sha256"] == {"model.safetensors": sha256(folder / "model.safetensors")}
+    weights, body = load_file(folder / "model.safetensors"), BertForMaskedLM.from_pretrained(headless).state_dict()
+    assert weights["classifier.weight"].shape[0] == count
+    shared = weights.keys() & body.keys()
+    assert len(shared) > 30
+    assert all(torch.equal(weights[name], body[name]) for name in shared)
+    before = (folder / "model.safetensors").read_bytes()
+    shutil.rmtree(folder)
+    assert (prepare(headless, mode=mode, num_labels=count) / "model.safetensors").read_bytes() == before
+
+
+def test_num_labels_changes_nothing_of_a_model_with_a_head(saved, headless, prepare):
+    assert same_weights(prepare(saved, num_labels=2), saved)
+    other_head = prepare(saved, num_labels=9, mode="token_classification")  # of another kind: no head is made up
+    assert load_file(other_head / "model.safetensors").keys() == load_file(saved / "model.safetensors").keys()
+    assert names(prepare(headless)) == names(headless) | {"source.json"}
+    assert "head" not in source_of(prepare(headless, num_labels=0, mode="question_answering"))
 
 
 # --- pickles and code -------------------------------------------------------------------------------------------------
@@ -431,7 +495,8 @@ def test_a_folder_of_save_pretrained_is_copied(saved, other, prepare, shards):
     assert names(folder) == names(source) | {"source.json"}
     assert same_weights(folder, source)
     weights = {path.name: sha256(path) for path in source.glob("*.safetensors")}
-    assert source_of(folder) == {"source": f"folder {source.name}", "sha256": weights}
+    licence = "unknown" if shards else "cc-by-4.0"
+    assert source_of(folder) == {"source": f"folder {source.name}", "licence": licence, "sha256": weights}
 
 
 def test_a_folder_that_changed_is_copied_again_and_one_that_did_not_is_not(saved, tmp_path, prepare, prepared):

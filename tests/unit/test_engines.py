@@ -16,10 +16,13 @@ from hfserve.engines import ENGINES, build, engine_class
 from hfserve.engines.base import Builds
 from hfserve.engines.tracing import Positional, examples, prove, sample_of
 from hfserve.errors import ConfigError
+from hfserve.forms import Call
+from hfserve.pipeline import Pipeline
 from hfserve.tasks import TASKS
 from torch import nn
 
 from tests import models
+from tests.texts import random_texts
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-4
@@ -78,6 +81,36 @@ def test_every_engine_tells_what_it_offers():
         assert "forward" in cls.offers
         assert ("generate" in cls.offers) == hasattr(cls, "generate")
         assert isinstance(cls, Builds) == (name == "aotinductor")
+
+
+@pytest.mark.parametrize("handler", [{"save_mode": "torchscript"}, {"engine": "compiled"}])
+def test_a_task_that_generates_is_refused_to_an_engine_that_does_not(tmp_path, handler):
+    """When the archive is built, and not only when it loads."""
+    folder = models.save(tmp_path, head="text_generation")
+    config = configured(mode="text_generation", **handler)
+    with pytest.raises(ConfigError, match="does not generate, and handler.mode text_generation needs that: .* eager"):
+        build(folder, TASKS["text_generation"](folder, config.handler), config, folder, CPU)
+
+
+def test_a_task_that_generates_is_eager_where_compiling_is_on(tmp_path):
+    folder = models.save(tmp_path, head="text_generation")
+    config = configured(mode="text_generation")
+    assert config.engines == ("compiled", "eager")
+    assert Pipeline.load(folder, config, CPU).engine.name == "eager"
+
+
+def test_the_reference_examples_compile_mode_compiles_before_ready_alone(model_dir):
+    """reduce-overhead records CUDA graphs where there is a GPU, and is the default mode elsewhere."""
+    content = {"handler": {"mode": "sequence_classification"}, "pt2": {"compile": {"mode": "reduce-overhead"}}}
+    pipeline = Pipeline.load(model_dir, parse_config(content), CPU)
+    assert pipeline.engine.name == "compiled"
+    plain = Pipeline.load(model_dir, configured(engine="eager"), CPU)
+    with torch.compiler.set_stance("fail_on_recompile"):  # what is compiled already runs, anything else raises
+        for count in (1, 2, 3, 7, 16):
+            calls = [Call(text, "", {"top_k": None}) for text in random_texts(count, seed=count)]
+            for found, wanted in zip(pipeline.answer(calls), plain.answer(calls), strict=True):
+                for one, other in zip(found.results[0], wanted.results[0], strict=True):
+                    assert one["score"] == pytest.approx(other["score"], abs=TOLERANCE)
 
 
 # --- torchscript ------------------------------------------------------------------------------------------------------

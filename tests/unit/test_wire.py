@@ -142,6 +142,15 @@ def test_odd_quoting_takes_no_time():
         assert time.monotonic() - start < 2  # a quadratic scan takes a minute
 
 
+@pytest.mark.parametrize(
+    ("written", "read"), [("(1,2)", [1, 2]), ("(1,)", [1]), ("((0, 1), ())", [[0, 1], []]), ("'(,)'", "(,)")]
+)
+def test_tuples_are_lists(written, read):
+    for quote in "'", '"':
+        body = f'{{{quote}text{quote}: "so (1,) it is", "target":{written}}} \n'
+        assert parse(body.encode()).payload == {"text": "so (1,) it is", "target": read}
+
+
 def test_lists_of_quoted_texts():
     assert parse(b"['it', \"it's\"]").payload == ["it", "it's"]
 

@@ -23,8 +23,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 class Loadable(Protocol):
-    """What an engine needs to know of a task: what loads its models, what pads its rows, and what its inputs are."""
+    """What an engine needs to know of a task: what loads its models, what pads its rows, and what its inputs are.
 
+    `needs` is what it asks of an engine: one of the words of `Engine.offers`.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[str]
     Params: ClassVar[type]
 
     @property

@@ -19,7 +19,7 @@ def read_labels(model_dir: Path, model: PretrainedConfig) -> list[str]:
     names: dict[Any, Any] = dict(model.id2label or {})
     renamed = model_dir / RENAMED
     if renamed.exists():
-        names = _renamed(json.loads(renamed.read_text(encoding="utf-8")))
+        names = _renamed(renamed.read_text(encoding="utf-8"))
         if sorted(names) != list(range(count)):
             shapes = '{"0": "name", ...} or {"label_list": ["name", ...]}'
             raise ConfigError(f"{RENAMED} must name each of the {count} labels: {shapes}.")
@@ -28,8 +28,12 @@ def read_labels(model_dir: Path, model: PretrainedConfig) -> list[str]:
     return [str(names[index]) for index in range(count)]
 
 
-def _renamed(content: Any) -> dict[int, Any]:  # noqa: ANN401  # whatever the JSON file holds
+def _renamed(text: str) -> dict[int, Any]:
     """Read the two shapes of TorchServe's example: an object by index, and a `label_list`, written as a text there."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
     if not isinstance(content, dict):
         return {}
     listed = content.get("label_list")

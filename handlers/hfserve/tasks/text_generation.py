@@ -181,7 +181,7 @@ class TextGeneration(Task):
         ]
 
     def brief(self, result: Json) -> str:
-        """Return the text, as TorchServe's example does."""
+        """Return the text, as TorchServe's example does, which has the prompt before it."""
         return str(result["generated_text"])
 
     def trial(self) -> GenerationParams:
