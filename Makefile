@@ -1,6 +1,6 @@
 # `make` alone lists the commands. Each is one line of plain shell that you can also type yourself.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup download archive archives verify swap start stop status predict test lint lock starters clean
+.PHONY: help demo setup download archive archives verify swap start stop status predict test benchmark lint lock starters clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -59,6 +59,9 @@ demo: export TEXT := $(TEXT)
 
 test: setup  ## run all tests [ARGS=...]
 	@$(RUN) pytest $(ARGS)
+
+benchmark: setup  ## measure building and loading of MODE= beside a plain script, as ratios
+	@$(RUN) scripts.benchmark --mode $(MODE)
 
 lint: setup  ## check style and types
 	@$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy

@@ -5,6 +5,7 @@ All but the story teller are small deltas on a public encoder, and need the extr
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from types import ModuleType
@@ -31,21 +32,31 @@ EXAMS = ("exam_tuning.txt", "exam_tuning.tsv", "exam_final.txt", "exam_final.tsv
 
 
 def train_delta(mode: str, epochs: int, seed: int) -> None:
-    """Train the delta of one mode, save it and score what users get: the encoder with it added, rounding included."""
+    """Train the delta of one mode, and save it."""
     taught = LORA[mode]
-    tuning, final = (taught.FOLDER / name for name in EXAMS if (taught.FOLDER / name).exists())
+    tuning = exams(mode)[0]
 
     def after(model: nn.Module, epoch: int) -> None:
         console.print(f"epoch {epoch + 1}: {taught.score(model, tuning):.1%} of {tuning.name}")
 
     model = lora.train(taught.RECIPE, taught.Lesson(), epochs, seed, after)
     save_file(lora.delta(model), taught.FOLDER / DELTA)
+
+
+def exams(mode: str) -> list[Path]:
+    """Return the exam that settings were chosen by, and the one that was kept for the end."""
+    return [LORA[mode].FOLDER / name for name in EXAMS if (LORA[mode].FOLDER / name).exists()]
+
+
+def score_shipped(mode: str) -> None:
+    """Score what users get: the encoder with the delta added, rounding included."""
+    taught = LORA[mode]
     with tempfile.TemporaryDirectory() as folder:
         build(mode, Path(folder))
         shipped = getattr(transformers, taught.RECIPE.auto_class).from_pretrained(folder)
-    for exam in (tuning, final):
+    for exam in exams(mode):
         console.print(f"{exam.name}: {taught.score(shipped, exam):.1%} as shipped")
-    console.print(f"Put the scores into {taught.FOLDER}/README.md.")
+    console.print(f"Its card is {os.path.relpath(taught.FOLDER / 'README.md')}.")
 
 
 @app.command()
@@ -56,6 +67,7 @@ def main(
     held_out: Annotated[
         str, typer.Option(help="Only score sequence_classification on subjects left out of training.")
     ] = "",
+    score: Annotated[bool, typer.Option("--score", help="Train nothing: only score what is shipped.")] = False,
 ) -> None:
     """Train a starter, and print its scores on the exams that stand beside its data.
 
@@ -64,6 +76,8 @@ def main(
       python -m scripts.train_starters token_classification
 
       python -m scripts.train_starters text_generation --epochs 30
+
+      python -m scripts.train_starters question_answering --score
 
       python -m scripts.train_starters sequence_classification --held-out health,events
     """
@@ -75,8 +89,10 @@ def main(
     prepare_encoder()
     if held_out:
         score_held_out(held_out.split(","), epochs, seed)
-    else:
+        return
+    if not score:
         train_delta(mode, epochs, seed)
+    score_shipped(mode)
 
 
 def score_held_out(subjects: list[str], epochs: int, seed: int) -> None:

@@ -122,6 +122,6 @@ CASES = {
         parameters={"max_new_tokens": 12, "do_sample": False},
         bad=[(5, {}), ("x", {"max_new_tokens": 0}), ("a " * 500, {}), ("x", {"temperature": 2.0})],
         architectures=("gpt2", "llama"),
-        engines=("compiled",),
+        engines=(),
     ),
 }

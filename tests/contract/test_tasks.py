@@ -136,7 +136,7 @@ REFUSED = [(mode, engine) for mode, case in CASES.items() for engine in {*NAMES}
 def test_a_pair_that_cannot_work_is_refused_with_the_reason(mode, engine, tmp_path):
     folder = models.save(tmp_path, head=mode)
     config = parse_config({"handler": {"mode": mode, "engine": engine}})
-    with pytest.raises(ConfigError, match=f"Engine {engine} offers forward, and handler.mode {mode} needs generate"):
+    with pytest.raises(ConfigError, match=f"Engine {engine} does not generate, and handler.mode {mode} needs that"):
         Pipeline.load(folder, config, CPU)
 
 
