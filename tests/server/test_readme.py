@@ -79,6 +79,10 @@ def test_the_commands_of_the_readme(place, tmp_path_factory):
     assert '"weights_sha256"' in told or '"sha256"' in told
     assert "ts_inference_requests_total" in told
     assert "LABEL_" in told  # the model of one's own
+    assert '"word": "ada lovelace", "start": 0, "end": 12' in told
+    assert re.search(r'"answer": "(our neighbour )?Rosa".*"answer": "Porto"', told)
+    assert '"generated_text": "' in told
+    assert "is as it was built" in told
     assert "1.0 has answered all it had" in told
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,7 @@ from hfserve.config import HandlerConfig
 from hfserve.errors import BadRequest, RequestError, Unprocessable
 from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, choice, count
 from hfserve.tasks.inputs import each, join, refuse_other_keys, text
-from hfserve.tasks.spans import Side, Span, side
-from hfserve.tasks.spans import best as spans_of
+from hfserve.tasks.spans import Side, answers, best, side
 from hfserve.tasks.tokens import load_tokenizer, token_limit
 from hfserve.tasks.windows import Window, cut, require_fast, without_padding
 
@@ -82,6 +81,11 @@ class QuestionAnswering(Task):
         if isinstance(payload, dict) and isinstance(payload.get("question"), list):
             return _several(payload)
         return each(payload, _parse_one)
+
+    def holds(self, payload: Json, params: AnswerParams) -> int:
+        """See `Task.holds`; a list of questions is as many inputs."""
+        several = isinstance(payload, dict) and isinstance(payload.get("question"), list)
+        return len(payload["question"]) if several else super().holds(payload, params)
 
     def check(self, params: AnswerParams) -> None:
         """Refuse a stride that leaves no room for a question."""
@@ -155,10 +159,8 @@ class QuestionAnswering(Task):
         item: Question = batch.notes[rows[0]][0]
         windows: list[Window] = [batch.notes[row][1] for row in rows]
         starts, ends = (self._side(outputs[name], rows, windows, params) for name in ("start_logits", "end_logits"))
-        spans = spans_of(starts, ends, params.max_answer_len)
-        found = list(
-            islice(_distinct(_record(item.context, windows[s.window], s, params) for s in spans), params.top_k)
-        )
+        spans = best(starts, ends, params.max_answer_len)
+        found = list(islice(answers(item.context, windows, spans, params.align_to_words), params.top_k))
         if starts.nothing is not None and ends.nothing is not None:
             score = float((starts.nothing + ends.nothing).exp())
             found.append({"answer": "", "score": score, "start": 0, "end": 0})
@@ -171,47 +173,6 @@ class QuestionAnswering(Task):
         ]
         nothing = [logits[row, window.special] for row, window in zip(rows, windows, strict=True)]
         return side(own, nothing if params.handle_impossible_answer else [])
-
-
-def _record(context: str, window: Window, span: Span, params: AnswerParams) -> Json:
-    start, end = window.offsets[span.first][0], window.offsets[span.last][1]
-    if params.align_to_words:
-        start, end = _whole_words(context, window, span)
-    return {"answer": context[start:end], "score": span.score, "start": start, "end": end}
-
-
-def _whole_words(context: str, window: Window, span: Span) -> tuple[int, int]:
-    """Widen a span to the letters and digits around it that belong to the same words.
-
-    Some tokenizers count punctuation to the word before it: the full stop behind an answer is not part of it.
-    """
-    start, end = window.offsets[span.first][0], window.offsets[span.last][1]
-    least, most = _word(window, span.first)[0], _word(window, span.last)[1]
-    while start > least and context[start - 1].isalnum():
-        start -= 1
-    while end < most and context[end].isalnum():
-        end += 1
-    return start, end
-
-
-def _word(window: Window, token: int) -> tuple[int, int]:
-    """Return where the word of a token begins and ends, as far as the window shows it."""
-    first = last = token
-    while first > 0 and window.words[first - 1] == window.words[token] is not None:
-        first -= 1
-    while last + 1 < len(window.words) and window.words[last + 1] == window.words[token] is not None:
-        last += 1
-    return window.offsets[first][0], window.offsets[last][1]
-
-
-def _distinct(records: Iterable[Json]) -> Iterator[Json]:
-    """Leave out what was there before: overlapping windows, and spans of one word, give the same text twice."""
-    seen = set()
-    for record in records:
-        place = record["start"], record["end"]
-        if place not in seen:
-            seen.add(place)
-            yield record
 
 
 def _parse_one(entry: Json, place: str) -> Question:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from hfserve.tasks.base import Json
+from hfserve.tasks.windows import Window
 
 BLOCK = 1024  # spans that are brought to Python at a time; mostly the first few are all that is asked for
 
@@ -53,6 +56,42 @@ def best(starts: Side, ends: Side, longest: int) -> Iterator[Span]:
             first, further = divmod(place, widths[window])
             if first + further < len(ends.tokens[window]):
                 yield Span(score, window, first, first + further)
+
+
+def answers(context: str, windows: Sequence[Window], spans: Iterable[Span], whole_words: bool) -> Iterator[Json]:
+    """Yield a record for each span, but none twice: overlapping windows, and spans of one word, give the same text."""
+    seen = set()
+    for span in spans:
+        start, end = _place(context, windows[span.window], span, whole_words)
+        if (start, end) not in seen:
+            seen.add((start, end))
+            yield {"answer": context[start:end], "score": span.score, "start": start, "end": end}
+
+
+def _place(context: str, window: Window, span: Span, whole_words: bool) -> tuple[int, int]:
+    """Return where in the context a span is; widened, on demand, to the letters and digits of the words it cuts.
+
+    Some tokenizers count punctuation to the word before it: the full stop behind an answer is not part of it.
+    """
+    start, end = window.offsets[span.first][0], window.offsets[span.last][1]
+    if not whole_words:
+        return start, end
+    least, most = _word(window, span.first)[0], _word(window, span.last)[1]
+    while start > least and context[start - 1].isalnum():
+        start -= 1
+    while end < most and context[end].isalnum():
+        end += 1
+    return start, end
+
+
+def _word(window: Window, token: int) -> tuple[int, int]:
+    """Return where the word of a token begins and ends, as far as the window shows it."""
+    first = last = token
+    while first > 0 and window.words[first - 1] == window.words[token] is not None:
+        first -= 1
+    while last + 1 < len(window.words) and window.words[last + 1] == window.words[token] is not None:
+        last += 1
+    return window.offsets[first][0], window.offsets[last][1]
 
 
 def _band(first: Tensor, last: Tensor, longest: int) -> Tensor:

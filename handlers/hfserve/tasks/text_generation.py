@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoConfig, GenerationConfig, StoppingCriteriaList
 
 from hfserve.config import HandlerConfig
 from hfserve.errors import BadRequest, RequestError, Unprocessable
 from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, Truncation, choice, count, number
 from hfserve.tasks.inputs import each, lone_text
+from hfserve.tasks.stops import Stops
 from hfserve.tasks.tokens import load_tokenizer, token_limit
 
 TRIAL_TOKENS = 3  # the first and the later ones are all that differs
@@ -71,25 +72,6 @@ class Prompt(NamedTuple):
     text: str
     ids: list[int]
     new_tokens: int
-
-
-class Stops(StoppingCriteria):
-    """Ends a row when its new text holds a stop text.
-
-    transformers' own StopStringCriteria takes a vocabulary apart by prefixes that not every tokenizer can spell.
-    """
-
-    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str], prompt: int) -> None:
-        self.decode = decode
-        self.stop = stop
-        self.prompt = prompt
-        self.tail = 4 * max(map(len, stop)) + 8  # tokens; some tokenizers need four for a character
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:  # noqa: ANN401
-        """Say of each row of `input_ids` [rows, tokens] whether it has ended."""
-        texts = [self.decode(ids) for ids in input_ids[:, self.prompt :][:, -self.tail :].tolist()]
-        ended = [any(mark in text for mark in self.stop) for text in texts]
-        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]
 
 
 class TextGeneration(Task):
