@@ -10,7 +10,7 @@ CONFIG ?= artifacts/$(MODE)/model-config.yaml
 TEXT ?= The staff were friendly and the room was spotless.
 VERSION ?= 1.0
 MAR ?= model_store/$(MODE).mar
-SOURCE = $(if $(MODEL),--model $(MODEL)) $(if $(REVISION),--revision $(REVISION))
+SOURCE = $(if $(MODEL),--model "$(MODEL)") $(if $(REVISION),--revision $(REVISION))
 RUN = $(VENV)/bin/python -m
 export TORCH_INDEX_URL
 
@@ -27,19 +27,19 @@ setup:  ## make .venv from requirements.lock (PYTHON=python3.12 chooses, TORCH_I
 	@$(PYTHON) scripts/setup_environment.py $(VENV)
 
 download: setup  ## prepare weights in models/ [MODE= | CONFIG=] [MODEL=hub id or folder] [REVISION=] [PICKLE=]
-	@$(RUN) scripts.download_models --config $(CONFIG) $(SOURCE) $(if $(PICKLE),--pickle $(PICKLE))
+	@$(RUN) scripts.download_models --config "$(CONFIG)" $(SOURCE) $(if $(PICKLE),--pickle $(PICKLE))
 
 archive: setup  ## build model_store/<name>.mar [MODE= | CONFIG=] [MODEL=] [REVISION=] [VERSION=1.0]
-	@$(RUN) scripts.build_archive --config $(CONFIG) --version $(VERSION) $(SOURCE)
+	@$(RUN) scripts.build_archive --config "$(CONFIG)" --version $(VERSION) $(SOURCE)
 
 archives: setup  ## build the archive of every folder in artifacts/
-	@for config in artifacts/*/model-config.yaml; do $(RUN) scripts.build_archive --config $$config || exit 1; done
+	@for config in artifacts/*/model-config.yaml; do $(RUN) scripts.build_archive --config "$$config" || exit 1; done
 
 verify: setup  ## check every byte of an archive and its golden inputs on this machine [MAR=model_store/<name>.mar]
-	@$(RUN) scripts.verify $(MAR)
+	@$(RUN) scripts.verify "$(MAR)"
 
 swap: setup  ## replace a running model by a newly built archive; no request fails [MODE= | CONFIG=] [MODEL=] [REVISION=]
-	@$(RUN) scripts.swap --config $(CONFIG) $(SOURCE)
+	@$(RUN) scripts.swap --config "$(CONFIG)" $(SOURCE)
 
 start: setup  ## serve every archive in model_store/ on 127.0.0.1, and return when they answer
 	@$(RUN) scripts.server start
@@ -50,12 +50,12 @@ stop: setup  ## stop the server
 status: setup  ## show the server's addresses and models
 	@$(RUN) scripts.server status
 
-predict: export TEXT := $(TEXT)
-predict: export QUESTION := $(QUESTION)
+predict: export TEXT := $(value TEXT)
+predict: export QUESTION := $(value QUESTION)
 predict: setup  ## ask the running server [MODE=] [TEXT="..."] [QUESTION="..." for question_answering]
-	@$(RUN) scripts.predict --model $(MODE) $(if $(QUESTION),--question "$$QUESTION") -- "$$TEXT"
+	@$(RUN) scripts.predict --model $(MODE) $(if $(value QUESTION),--question "$$QUESTION") -- "$$TEXT"
 
-demo: export TEXT := $(TEXT)
+demo: export TEXT := $(value TEXT)
 
 test: setup  ## run all tests [ARGS=...]
 	@$(RUN) pytest $(ARGS)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+sys.dont_write_bytecode = True  # what is compiled into an archive's folder could stand in for its code unseen
+
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any

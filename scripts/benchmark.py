@@ -103,13 +103,13 @@ def main(
         words = ["-m", "scripts.build_archive", "--config", str(overlay), "--store", scratch]
         lines = [
             compare(
-                "until READY, beside a plain script",
+                "until READY (eager), beside a plain script",
                 lambda: seconds("-c", READY, str(unpacked), auto_class),
                 lambda: seconds("-c", PLAIN, str(plain), auto_class),
                 repeats,
             ),
             compare(
-                "building, beside loading, one pass, a copy",
+                "building, beside load, one pass, a copy",
                 lambda: seconds(*words),
                 lambda: seconds("-c", PARTS, str(plain), auto_class),
                 repeats,

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ app = command()
 
 HANDLERS = ROOT / "handlers"
 MANIFEST = "MAR-INF/MANIFEST.json"
+HANDLER = "transformer_handler.py"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can tell; archives do not remember when they were built
 
 
@@ -46,6 +48,7 @@ def build(config: ArchiveConfig, model_dir: Path, store: Path, version: str = "1
 
     The model is loaded once and run once, on the golden inputs; its files are read and written once.
     """
+    check_version(version)
     store.mkdir(parents=True, exist_ok=True)
     # beside the outcome, so that the finished archive is renamed, not copied
     with tempfile.TemporaryDirectory(dir=store, prefix=".building-") as scratch:
@@ -62,6 +65,12 @@ def build(config: ArchiveConfig, model_dir: Path, store: Path, version: str = "1
         if not (archive.exists() and filecmp.cmp(written, archive, shallow=False)):
             written.replace(archive)  # the same one stays as it is: a server need not load it again
     return archive
+
+
+def check_version(version: str) -> None:
+    """Raise CommandError for what cannot be told apart, or asked for in an address."""
+    if not re.fullmatch(r"\d+([.]\d+)*", version):
+        raise CommandError(f"{version!r} is no version: give --version numbers with points between them, such as 2.0.")
 
 
 def _stage_model(config: ArchiveConfig, model_dir: Path, into: Path) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def _archive(name: str, version: str, contents: Path, scratch: Path) -> Path:
     tmp.mkdir()
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--archive-format", "zip-store"]
     command += ["--model-name", name, "--version", version, "--export-path", str(scratch)]
-    command += ["--handler", str(HANDLERS / "transformer_handler.py"), "--extra-files", str(contents)]
+    command += ["--handler", str(HANDLERS / HANDLER), "--extra-files", str(contents)]
     command += ["--config-file", str(contents / "model-config.yaml")]
     done = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp)}, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -137,7 +146,9 @@ def _write_entry(mar: zipfile.ZipFile, name: str, reader: IO[bytes]) -> str:
     entry = zipfile.ZipInfo(name, EPOCH)
     entry.external_attr = 0o644 << 16
     digest = hashlib.sha256()
-    with mar.open(entry, "w", force_zip64=True) as writer:
+    entry.file_size = reader.seek(0, os.SEEK_END)  # tells zipfile whether it needs 64-bit sizes
+    reader.seek(0)
+    with mar.open(entry, "w") as writer:
         while block := reader.read(1 << 20):
             digest.update(block)
             writer.write(block)

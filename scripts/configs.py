@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,11 +42,16 @@ def archive_config(overlay: Path, model: str | None = None, revision: str | None
         raise CommandError(
             f"There is no {overlay}: give MODE=<a folder of artifacts/> or CONFIG=<a model-config.yaml>."
         )
-    content = merge(_read(ROOT / "model-config.yaml"), _read(overlay))
+    name, own = overlay.resolve().parent.name, _read(overlay)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise CommandError(f"An archive cannot be named {name!r}: name the folder with letters, digits, _, - and dots.")
+    if not isinstance(own.get("handler"), dict) or "mode" not in own["handler"]:
+        raise CommandError(f"{overlay} must hold a section `handler:` with `mode:` and `model_name:`.")
+    content = merge(_read(ROOT / "model-config.yaml"), own)
     chosen = {"model_name": model, "revision": revision} if model else {"revision": revision} if revision else {}
     content = merge(content, {"handler": chosen})
     labels = overlay.parent / RENAMED
-    config = ArchiveConfig(overlay.resolve().parent.name, content, labels if labels.exists() else None)
+    config = ArchiveConfig(name, content, labels if labels.is_file() else None)
     try:
         config.parsed  # noqa: B018  # for what it raises
     except ConfigError as error:
@@ -65,7 +71,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise CommandError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise CommandError(f"{path} must hold sections such as `handler:`.")

@@ -119,7 +119,10 @@ def main(
       python -m scripts.predict --model text_generation "Once upon a time"
     """
     addresses = Addresses.read(config)
-    mode = MODES[mode_of(addresses.management, model)]
+    name = mode_of(addresses.management, model)
+    if name == "question_answering" and not question:
+        raise CommandError('What shall it answer? Give a question: --question "...", or QUESTION="..." to make.')
+    mode = MODES[name]
     mode.show(text, ask(addresses.inference, model, mode.body(text, question)))
 
 

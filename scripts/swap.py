@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import requests
 import typer
 
-from scripts.build_archive import build
+from scripts.build_archive import build, check_version
 from scripts.configs import ArchiveConfig, archive_config
 from scripts.console import ARTIFACTS, CommandError, command, console, run
 from scripts.download_models import prepare
@@ -36,13 +36,17 @@ def swap(server: Server, run_dir: Path, config: ArchiveConfig, model_dir: Path, 
     archive = build_hidden(config, model_dir, Path(server.store), new)
     try:
         register(api, archive)
+    except BaseException:
+        archive.unlink(missing_ok=True)
+        raise
+    try:
         wait_until_loaded(server, run_dir, name, new)
         self_test(server.addresses["inference"], api, name, new)
         set_default(api, name, new)
     except BaseException:
         with suppress(CommandError):  # the first error tells more
             unregister(api, name, new)
-        archive.unlink()
+        archive.unlink(missing_ok=True)
         raise
     keep(server, run_dir, name, archive)
     drain(api, name, old)
@@ -68,8 +72,7 @@ def choose_version(taken: Iterable[str], wanted: str | None = None) -> str:
     if wanted is None:
         numbers = [int(found[0]) for version in taken if (found := re.match(r"\d+", version))]
         return f"{max(numbers, default=0) + 1}.0"
-    if not re.fullmatch(r"\d+([.]\d+)*", wanted):
-        raise CommandError(f"{wanted!r} is no version: give --version numbers with points between them, such as 2.0.")
+    check_version(wanted)
     if wanted in taken:
         raise CommandError(f"Version {wanted} is registered already: give another --version, or none.")
     return wanted

@@ -168,9 +168,18 @@ def wait_until_ready(server: Server, run_dir: Path) -> None:
                 return
             if not server.lives():
                 raise CommandError(f"TorchServe ended: {reason(run_dir)}")
+            if refused := _refused(run_dir):
+                raise CommandError(f"TorchServe does not take an archive: {refused}")
             if failed := reason(run_dir, only_workers=True):
                 raise CommandError(f"A model did not load: {failed}")
     raise CommandError(f"{', '.join(waiting)} did not load in {PATIENCE} s: see {run_dir}/logs/model_log.log.")
+
+
+def _refused(run_dir: Path) -> str:
+    """Return why TorchServe passed over an archive of the store, and "" if it did not: it serves the others then."""
+    lines = iter(_log(run_dir, "ts_log.log", ""))
+    told = next((line for line in lines if "Failed to load model: " in line), "")
+    return told and f"{told.rpartition('Failed to load model: ')[2]}: {next(lines, '')}"
 
 
 def ticks() -> Iterator[float]:

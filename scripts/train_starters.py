@@ -62,7 +62,7 @@ def score_shipped(mode: str) -> None:
 @app.command()
 def main(
     mode: Annotated[str, typer.Argument(help="The mode whose starter to train.")],
-    epochs: Annotated[int, typer.Option(help="Passes over the data; 30 for text_generation.")] = 6,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; what the mode's recipe says.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the shuffling and of the new weights.")] = 0,
     held_out: Annotated[
         str, typer.Option(help="Only score sequence_classification on subjects left out of training.")
@@ -75,23 +75,29 @@ def main(
 
       python -m scripts.train_starters token_classification
 
-      python -m scripts.train_starters text_generation --epochs 30
+      python -m scripts.train_starters text_generation
 
       python -m scripts.train_starters question_answering --score
 
       python -m scripts.train_starters sequence_classification --held-out health,events
     """
+    if held_out and mode != "sequence_classification":
+        raise CommandError("--held-out is for sequence_classification, whose sentences have subjects.")
     if mode == "text_generation":
-        console.print(f"perplexity {text_generation.train(epochs, seed):.1f} on stories left out of training")
+        if score:
+            raise CommandError("text_generation has no exam: its perplexity is measured when it is trained.")
+        perplexity = text_generation.train(epochs or text_generation.EPOCHS, seed)
+        console.print(f"perplexity {perplexity:.1f} on stories left out of training")
         return
     if mode not in LORA:
         raise CommandError(f"There is no starter for {mode!r}: choose one of {', '.join([*LORA, 'text_generation'])}.")
     prepare_encoder()
+    passes = epochs or LORA[mode].RECIPE.epochs
     if held_out:
-        score_held_out(held_out.split(","), epochs, seed)
+        score_held_out(held_out.split(","), passes, seed)
         return
     if not score:
-        train_delta(mode, epochs, seed)
+        train_delta(mode, passes, seed)
     score_shipped(mode)
 
 

@@ -17,8 +17,9 @@ from hfserve.config import read_config
 from hfserve.errors import ConfigError
 from hfserve.pipeline import Pipeline
 from hfserve.proof import CLAIMS, check_files, read_claims
+from safetensors import SafetensorError
 
-from scripts.build_archive import write_archive
+from scripts.build_archive import HANDLER, MANIFEST, write_archive
 from scripts.console import MODEL_STORE, CommandError, command, console, run
 
 app = command()
@@ -36,12 +37,20 @@ def verify(archive: Path) -> tuple[dict[str, Any], Pipeline, float]:
             unpack(archive, unpacked)
             claims = read_claims(unpacked)
             check_files(unpacked, claims)
+            for name in (MANIFEST, HANDLER):
+                if name not in claims["files"]:
+                    raise ConfigError(f"it has no {name}: build it again with `make archive`.")
             check_bytes(archive, claims, again)
             device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
             pipeline = Pipeline.load(unpacked, read_config(unpacked / "model-config.yaml"), device)
             return claims, pipeline, pipeline.prove(unpacked, claims)
         except ConfigError as error:
             raise CommandError(f"{os.path.relpath(archive)} is refused: {error}") from error
+        except (OSError, ValueError, LookupError, SafetensorError) as error:  # hashes right, and the content is not
+            raise CommandError(
+                f"{os.path.relpath(archive)} is refused: it does not load ({type(error).__name__}: {error}): build it "
+                "again with `make archive`."
+            ) from error
 
 
 def unpack(archive: Path, into: Path) -> None:
@@ -52,7 +61,7 @@ def unpack(archive: Path, into: Path) -> None:
                 if told := _odd(entry):
                     raise CommandError(f"{os.path.relpath(archive)} is refused: its entry {entry.filename!r} {told}.")
             mar.extractall(into)
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise CommandError(
             f"{archive} is no archive that can be read ({error}): build it with `make archive`."
         ) from error

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from tokenizers.models import WordPiece
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE, WordPiece
 from tokenizers.normalizers import BertNormalizer
-from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
+from tokenizers.processors import ByteLevel as ByteLevelProcessor
 from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModelForCausalLM,
@@ -32,6 +34,18 @@ MAX_TOKENS = 64
 BERT_LIKE = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
 ENCODER = {"vocab_size": len(VOCABULARY), "pad_token_id": 0}
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+
+
+def byte_level(model_max_length: int = MAX_TOKENS) -> PreTrainedTokenizerFast:
+    """As GPT-2's: a token for each byte and some words, whose offsets count the blank before a word to it."""
+    alphabet = sorted(ByteLevel.alphabet())
+    merges = [("Ġ", letter) for letter in "aliPt"]
+    vocabulary = {token: i for i, token in enumerate(["<pad>", *alphabet, *("".join(pair) for pair in merges)])}
+    core = Tokenizer(BPE(vocabulary, merges))
+    core.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    core.decoder = ByteLevelDecoder()
+    core.post_processor = ByteLevelProcessor(trim_offsets=False)
+    return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", model_max_length=model_max_length)
 
 
 def tokenizer(framed: bool = True) -> PreTrainedTokenizerFast:
@@ -84,7 +98,7 @@ def roberta(**options) -> PretrainedConfig:
 
 def gpt2(**options) -> PretrainedConfig:
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": MAX_TOKENS, "eos_token_id": 3, "bos_token_id": 3}
-    return GPT2Config(vocab_size=len(VOCABULARY), **sizes, **({"num_labels": 3} | options))
+    return GPT2Config(**sizes, **({"vocab_size": len(VOCABULARY), "num_labels": 3} | options))
 
 
 def llama(**options) -> PretrainedConfig:

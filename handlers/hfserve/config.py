@@ -30,6 +30,14 @@ FRONTEND_KEYS = frozenset({
     "maxSequenceJobQueueSize", "continuousBatching", "useVenv", "asyncCommunication",
 })  # fmt: skip
 
+COUNTS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "startupTimeout", "jobQueueSize")
+
+UNFIT_KEYS = {
+    "asyncCommunication": "TorchServe then keeps every answered request in memory",
+    "continuousBatching": "each request is answered as a whole",
+    "sequenceBatching": "each request is answered by itself",
+}
+
 DEFAULT_RESPONSE_TIMEOUT = 120  # seconds; TorchServe's own default
 
 # Keys of TorchServe's Huggingface_Transformers example that mean less today: value that says nothing -> what holds.
@@ -67,7 +75,7 @@ class HandlerConfig:
     precision: str = "fp32"
     save_mode: str = "pretrained"
     hardware: str | None = None
-    tolerance: float | None = None
+    tolerance: float | int | None = None
     batch_size: int | None = None
     BetterTransformer: bool = False
     model_parallel: bool = False
@@ -77,8 +85,8 @@ class HandlerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"handler.{name} is {value}: give a whole number from 1 up.")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ConfigError(f"handler.tolerance is {self.tolerance}: give a number above 0.")
+        if self.tolerance is not None and not 0 < self.tolerance <= 1:
+            raise ConfigError(f"handler.tolerance is {self.tolerance}: give a number above 0, up to 1.")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -165,10 +173,16 @@ def parse_config(content: object) -> Config:
     """What `read_config` does with the content of the file."""
     top = _mapping(content, "model-config.yaml")
     _refuse_unknown(top, [*FRONTEND_KEYS, "handler", "pt2"], "")
+    for key, reason in UNFIT_KEYS.items():
+        if top.get(key):
+            raise ConfigError(f"{key}: {top[key]!r} does not work here, as {reason}: remove it.")
+    for key in COUNTS:
+        if top.get(key) is not None and (type(top[key]) is not int or top[key] < 0):
+            raise ConfigError(f"{key} is {top[key]!r}: give a whole number from 0 up, or null.")
     pt2 = _mapping(top.get("pt2") or {}, "pt2")
     _refuse_unknown(pt2, ["compile"], "pt2.")
     timeout = top.get("responseTimeout", DEFAULT_RESPONSE_TIMEOUT)
-    if not isinstance(timeout, int) or timeout < 1:
+    if type(timeout) is not int or timeout < 1:
         raise ConfigError(f"responseTimeout is {timeout!r}: give whole seconds from 1 up.")
     return Config(
         handler=_build(HandlerConfig, _without_upstream_keys(_mapping(top.get("handler"), "handler")), "handler."),

@@ -87,6 +87,8 @@ class Pipeline:
                 logger.warning("Engine %r does not work here, %r serves instead: %s", name, last, _first_line(error))
         try:
             return cls._start(task, last, model_dir, config, device)
+        except (Refused, RequestError) as error:
+            raise ConfigError("The model takes not even a short input: set handler.max_length higher.") from error
         except (IndexError, RuntimeError) as error:
             raise ConfigError(
                 f"The model fails on its self-test ({_first_line(error)}): set handler.max_length lower, or give it "

@@ -13,6 +13,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def read_claims(folder: Path) -> dict[str, Any]:
         claims: dict[str, Any] = json.loads((folder / CLAIMS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"The archive has no {CLAIMS} that can be read: {REBUILD}.") from error
-    if claims.get("sha256") != digest_of(claims):
+    if not isinstance(claims, dict) or {"files", "goldens", "sha256"} - set(claims):
+        raise ConfigError(f"{CLAIMS} is not as this version writes it: {REBUILD}.")
+    if claims["sha256"] != digest_of(claims):
         raise ConfigError(f"{CLAIMS} is not as it was built: {REBUILD}.")
     return claims
 
@@ -64,10 +67,11 @@ def digest_of(claims: Mapping[str, Any]) -> str:
 def check_files(folder: Path, claims: Mapping[str, Any]) -> None:
     """Compare the files of an unpacked archive with those that were built. Raises ConfigError naming one that differs.
 
-    What Python writes beside the code it runs (`__pycache__`) is not minded: a worker that starts again finds it.
+    The compiled handler is not minded, which Python writes before any of this runs; the handler forbids more of it.
     """
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    present = {name for name in present - {CLAIMS} if "__pycache__" not in name}
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    present = {path.relative_to(folder).as_posix() for path in found} - {CLAIMS}
+    present = {name for name in present if not fnmatchcase(name, "__pycache__/transformer_handler.*.pyc")}
     expected: Mapping[str, str] = claims["files"]
     if added := sorted(present - set(expected)):
         raise ConfigError(f"The archive holds {added[0]}, which was not built into it: {REBUILD}.")

@@ -28,6 +28,7 @@ class Recipe:
     auto_class: str
     labels: Sequence[str]
     head: Sequence[str]
+    epochs: int = 6
     rank: int = 16
     learning_rate: float = 7e-4
     dropout: float = 0.0

@@ -21,6 +21,7 @@ SIZES = {"n_embd": 160, "n_layer": 5, "n_head": 5}
 DROPOUT = 0.15
 # those who stories are about; who is who changes from epoch to epoch
 NAMES = "Tom Lily Ben Anna Max Mia Sam Sara Leo Emma Tim Lucy Jack Nina Kim Omar Rosa Ravi Hana Bob".split()  # noqa: SIM905
+EPOCHS = 25
 BATCH = 16
 LEARNING_RATE = 2e-3
 HELD_OUT = 25  # stories, of every seed others

@@ -15,7 +15,7 @@ from scripts.swap import registered_versions, swap
 from scripts.torchserve import Server, archives_in
 from tests import models
 from tests.server.test_operations import register
-from tests.serving import archive, config, serving
+from tests.serving import UNPROVEN, archive, config, serving
 
 # left to whoever serves the archive
 OPEN = {"minWorkers": None, "maxWorkers": None, "batchSize": None, "maxBatchDelay": None, "responseTimeout": 10}
@@ -141,7 +141,7 @@ def test_a_swap_loses_no_request(live, folders, name, version, workers, model):
     ],
 )
 def test_a_version_that_fails_is_taken_out_again(live, folders, monkeypatch, handler, told):
-    monkeypatch.setattr("scripts.build_archive._check", lambda *_: None)  # what the builder would refuse before
+    monkeypatch.setattr("scripts.build_archive._claims", lambda *_: UNPROVEN)  # what the builder would refuse before
     before = registered_versions(live.management, "one"), score(live, "one"), sorted(live.store.iterdir())
     with pytest.raises(CommandError, match=told):
         swap(live.server, live.run_dir, config("one", {"handler": handler}), folders[0], "9.0")

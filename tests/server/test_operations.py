@@ -15,7 +15,7 @@ import requests
 from scripts.console import ROOT, CommandError
 from scripts.torchserve import Server, launch, wait_until_ready
 from tests import models
-from tests.serving import archive, properties, serving
+from tests.serving import UNPROVEN, archive, properties, serving
 
 
 def wait_for(condition, seconds=60):
@@ -188,7 +188,7 @@ def test_start_without_an_archive(tmp_path):
     ],
 )
 def test_start_tells_why_a_model_does_not_load(tmp_path, model_dir, monkeypatch, handler, told):
-    monkeypatch.setattr("scripts.build_archive._check", lambda *_: None)  # what the builder would refuse before
+    monkeypatch.setattr("scripts.build_archive._claims", lambda *_: UNPROVEN)  # what the builder would refuse before
     store, run_dir = tmp_path / "store", tmp_path / "run"
     archive(store, "broken", model_dir, {"handler": handler})
     server = launch(properties(tmp_path), store, run_dir)

@@ -104,10 +104,20 @@ def test_an_added_or_a_lost_file_is_refused(unpacked):
         check_files(unpacked, claims)
 
 
-def test_python_may_leave_its_compiled_code(unpacked):
-    (unpacked / "hfserve" / "__pycache__").mkdir()
-    (unpacked / "hfserve" / "__pycache__" / "wire.cpython-311.pyc").write_bytes(b"x")
+def test_only_the_handler_may_leave_compiled_code(unpacked):
+    """Any other would be run in the place of the code that was built."""
+    (unpacked / "__pycache__").mkdir()
+    (unpacked / "__pycache__" / "transformer_handler.cpython-311.pyc").write_bytes(b"x")
     check_files(unpacked, read_claims(unpacked))
+    for name in ("hfserve/__pycache__/wire.cpython-311.pyc", "my__pycache__.bin", "__pycache__/any.pkl"):
+        (unpacked / name).parent.mkdir(exist_ok=True)
+        (unpacked / name).write_bytes(b"x")
+        with pytest.raises(ConfigError, match=f"holds {name}"):
+            check_files(unpacked, read_claims(unpacked))
+        (unpacked / name).unlink()
+    os.symlink(unpacked / "hfserve", unpacked / "linked")
+    with pytest.raises(ConfigError, match="holds linked"):
+        check_files(unpacked, read_claims(unpacked))
 
 
 def test_another_model_is_told_from_the_one_that_was_built(unpacked):

@@ -114,7 +114,8 @@ def test_a_worker_killed_again_and_again_is_noticed(run_dir):
 
 def test_predict_without_a_server_is_a_sentence(tmp_path):
     (port,) = free_ports(1)
-    config = properties(tmp_path, inference_address=f"http://127.0.0.1:{port}")
+    address = f"http://127.0.0.1:{port}"
+    config = properties(tmp_path, inference_address=address, management_address=address)
     environment = {**os.environ, "http_proxy": "http://127.0.0.1:9"}  # which must not be asked
     words = [sys.executable, "-m", "scripts.predict", "--config", str(config), "tea"]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)

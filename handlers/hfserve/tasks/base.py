@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -163,19 +162,20 @@ def choice(name: str, value: object, allowed: Sequence[object]) -> None:
         raise BadRequest(f"Give one of {names}.", f"parameters.{name}")
 
 
-def number(name: str, value: object, above: float, most: float = math.inf) -> None:
-    """Raise BadRequest unless `value` is null or a number above one bound and not above the other."""
+def number(name: str, value: object, least: float, most: float) -> float | None:
+    """Return a number between two bounds as a float, and null as it is. Raises BadRequest."""
     if value is None:
-        return
-    if type(value) not in (int, float) or not above < float(value) <= most:  # type: ignore[arg-type]
-        upto = f" and not above {most:g}" if most < math.inf else ""
-        raise BadRequest(f"Give a number above {above:g}{upto}.", f"parameters.{name}")
+        return None
+    if type(value) not in (int, float) or not least <= value <= most:  # type: ignore[operator]
+        raise BadRequest(f"Give a number from {least:g} to {most:g}.", f"parameters.{name}")
+    return float(value)  # type: ignore[arg-type]  # transformers takes no whole numbers for these
 
 
-def count(name: str, value: object, or_null: str = "", least: int = 1) -> None:
-    """Raise BadRequest unless `value` is a whole number from `least` up, or null where `or_null` says what that is."""
+def count(name: str, value: object, or_null: str = "", least: int = 1, most: int | None = None) -> None:
+    """Raise BadRequest unless `value` is a whole number within bounds, or null where `or_null` says what that is."""
     if value is None and or_null:
         return
-    if type(value) is not int or value < least:
+    if type(value) is not int or value < least or (most is not None and value > most):
         null = f", or null for {or_null}" if or_null else ""
-        raise BadRequest(f"Give a whole number from {least} up{null}.", f"parameters.{name}")
+        bounds = f"from {least} up" if most is None else f"from {least} to {most}"
+        raise BadRequest(f"Give a whole number {bounds}{null}.", f"parameters.{name}")

@@ -64,8 +64,7 @@ def _by_words(pick: Callable[[Tensor], Tensor]) -> Read:
         spans = list(_words(tokens))
         picked = [pick(scores[span]) for span in spans]
         words = [
-            Token(text([token.piece for token in tokens[span]]), tokens[span][0].start, tokens[span][-1].end, 0, False)
-            for span in spans
+            Token(text([token.piece for token in tokens[span]]), *_extent(tokens[span]), 0, False) for span in spans
         ]
         return _grouped(_units(words, torch.stack(picked), labels), text) if spans else []
 
@@ -89,6 +88,12 @@ def _units(tokens: Sequence[Token], scores: Tensor, labels: Sequence[str]) -> li
     ]
 
 
+def _extent(tokens: Sequence[Token]) -> tuple[int, int]:
+    """Return where a word begins and ends; a token of blanks has no place of its own."""
+    seen = [token for token in tokens if token.start < token.end] or tokens
+    return seen[0].start, seen[-1].end
+
+
 def _words(tokens: Sequence[Token]) -> Iterator[slice]:
     """Yield the tokens of each word."""
     starts = [i for i, token in enumerate(tokens) if i == 0 or not token.continues]
@@ -104,13 +109,15 @@ def _grouped(units: Sequence[Unit], text: Text) -> list[Json]:
             groups[-1].append(unit)
         else:
             groups.append([unit])
-    return [
-        {
-            "entity_group": group[0].kind,
-            "score": sum(unit.score for unit in group) / len(group),
-            "word": text([unit.text for unit in group]),
-            "start": group[0].start,
-            "end": group[-1].end,
-        }
-        for group in groups
-    ]
+    return [_entity(group, text) for group in groups]
+
+
+def _entity(group: Sequence[Unit], text: Text) -> Json:
+    seen = [unit for unit in group if unit.start < unit.end] or group  # a token of blanks has no place of its own
+    return {
+        "entity_group": group[0].kind,
+        "score": sum(unit.score for unit in group) / len(group),
+        "word": text([unit.text for unit in group]),
+        "start": seen[0].start,
+        "end": seen[-1].end,
+    }

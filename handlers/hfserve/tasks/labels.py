@@ -19,7 +19,7 @@ def read_labels(model_dir: Path, model: PretrainedConfig) -> list[str]:
     names: dict[Any, Any] = dict(model.id2label or {})
     renamed = model_dir / RENAMED
     if renamed.exists():
-        names = _renamed(renamed.read_text(encoding="utf-8"))
+        names = _renamed(renamed.read_bytes())
         if sorted(names) != list(range(count)):
             shapes = '{"0": "name", ...} or {"label_list": ["name", ...]}'
             raise ConfigError(f"{RENAMED} must name each of the {count} labels: {shapes}.")
@@ -28,17 +28,17 @@ def read_labels(model_dir: Path, model: PretrainedConfig) -> list[str]:
     return [str(names[index]) for index in range(count)]
 
 
-def _renamed(text: str) -> dict[int, Any]:
+def _renamed(content: bytes) -> dict[int, Any]:
     """Read the two shapes of TorchServe's example: an object by index, and a `label_list`, written as a text there."""
     try:
-        content = json.loads(text)
+        known = json.loads(content)
     except ValueError:
         return {}
-    if not isinstance(content, dict):
+    if not isinstance(known, dict):
         return {}
-    listed = content.get("label_list")
+    listed = known.get("label_list")
     if isinstance(listed, str):
         listed = [name.strip().strip("'\"") for name in listed.strip().strip("[]").split(",")]
     if isinstance(listed, list):
         return dict(enumerate(listed))
-    return {int(index): name for index, name in content.items() if index.isdecimal()}
+    return {int(index): name for index, name in known.items() if index.isdecimal()}

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from hfserve.config import HandlerConfig
-from hfserve.errors import BadRequest, RequestError, Unprocessable
+from hfserve.errors import BadRequest, ConfigError, RequestError, Unprocessable
 from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, choice, count
 from hfserve.tasks.inputs import each, join, refuse_other_keys, text
 from hfserve.tasks.spans import Side, answers, best, side
 from hfserve.tasks.tokens import load_tokenizer, token_limit
-from hfserve.tasks.windows import Window, cut, require_fast, without_padding
+from hfserve.tasks.windows import Window, cut, prepare, without_padding
 
 
 class Question(NamedTuple):
@@ -25,6 +25,9 @@ class Question(NamedTuple):
 
     question: str
     context: str
+
+
+MOST_ANSWERS, LONGEST_ANSWER = 100, 512  # all spans of a context are compared
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class AnswerParams:
     align_to_words: bool = True
 
     def __post_init__(self) -> None:
-        count("top_k", self.top_k)
-        count("max_answer_len", self.max_answer_len)
+        count("top_k", self.top_k, most=MOST_ANSWERS)
+        count("max_answer_len", self.max_answer_len, most=LONGEST_ANSWER)
         choice("handle_impossible_answer", self.handle_impossible_answer, [True, False])
         count("doc_stride", self.doc_stride, or_null="a quarter of what the model takes", least=0)
         choice("align_to_words", self.align_to_words, [True, False])
@@ -69,12 +72,14 @@ class QuestionAnswering(Task):
     def __init__(self, model_dir: Path, config: HandlerConfig) -> None:
         model = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=config.trust_remote_code)
         self.tokenizer = load_tokenizer(model_dir, config)
-        require_fast(self.tokenizer)
+        prepare(self.tokenizer)
         self.pad_token_id = int(self.tokenizer.pad_token_id)
         self.max_tokens = token_limit(model, self.tokenizer, config.max_length)
         self.special = self.tokenizer.num_special_tokens_to_add(pair=True)
         # models that pad on the left, as XLNet, were trained with the question last
         self.question_first = self.tokenizer.padding_side == "right"
+        if self._longest_question(AnswerParams()) < 1:
+            raise ConfigError(f"handler.max_length is {self.max_tokens}, too little for a question and a context.")
 
     def parse(self, payload: Json, params: AnswerParams) -> dict[str, Question]:
         """A `{"question", "context"}` object or a list of them; a list of questions may share one context."""
@@ -89,9 +94,9 @@ class QuestionAnswering(Task):
 
     def check(self, params: AnswerParams) -> None:
         """Refuse a stride that leaves no room for a question."""
-        most = self.max_tokens - self.special - 1
-        if self._stride(params) >= most:
-            raise BadRequest(f"Give less than {most}, what the model takes beside a question.", "parameters.doc_stride")
+        if self._longest_question(params) < 1:
+            most = (self.max_tokens - self.special - 1) // 2
+            raise BadRequest(f"Give {most} or less: windows also hold the question.", "parameters.doc_stride")
 
     def size(self, item: Question) -> int:
         """Return the item's characters."""
@@ -99,8 +104,7 @@ class QuestionAnswering(Task):
 
     def encode(self, items: Sequence[Question], params: AnswerParams) -> Batch:
         """Tokenise all pairs in one call. Tensors are [windows, tokens]; notes are (item, window)."""
-        stride = self._stride(params)
-        self._refuse_long_questions(items, stride)
+        self._refuse_long_questions(items, params)
         questions, contexts = [item.question for item in items], [item.context for item in items]
         tensors, owner, windows = cut(
             self.tokenizer,
@@ -108,7 +112,7 @@ class QuestionAnswering(Task):
             part=1 if self.question_first else 0,
             truncation="only_second" if self.question_first else "only_first",
             max_length=self.max_tokens,
-            stride=stride,
+            stride=self._stride(params),
         )
         empty: RequestError = BadRequest("The context has nothing that this model reads: send another.")
         if nothing := {i: empty for i, window in zip(owner, windows, strict=True) if not window.columns}:
@@ -124,7 +128,7 @@ class QuestionAnswering(Task):
 
     def proof(self, model: Model, batch: Batch) -> Tensors:
         """See `Task.proof`."""
-        return without_padding(self.forward(model, batch, self.trial()), batch)
+        return without_padding(self.forward(model, batch, self.trial()), batch, self.pad_token_id)
 
     def brief(self, result: Json) -> str:
         """Return the best answer, as TorchServe's example does."""
@@ -146,9 +150,14 @@ class QuestionAnswering(Task):
     def _stride(self, params: AnswerParams) -> int:
         return self.max_tokens // 4 if params.doc_stride is None else params.doc_stride
 
-    def _refuse_long_questions(self, items: Sequence[Question], stride: int) -> None:
-        """Refuse a question that leaves a window no room for more of its context than the stride."""
-        most = self.max_tokens - self.special - stride - 1
+    def _longest_question(self, params: AnswerParams) -> int:
+        """Return how many tokens a question may have: windows must get on, or there would be one for each token."""
+        stride = self._stride(params)
+        return self.max_tokens - self.special - stride - max(stride, self.max_tokens // 8, 1)
+
+    def _refuse_long_questions(self, items: Sequence[Question], params: AnswerParams) -> None:
+        """Refuse a question that leaves a window too little room for its context."""
+        most = self._longest_question(params)
         questions = self.tokenizer([item.question for item in items], add_special_tokens=False, verbose=False)
         lengths = {i: len(ids) for i, ids in enumerate(questions["input_ids"]) if len(ids) > most}
         if lengths:

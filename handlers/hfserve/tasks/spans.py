@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -63,7 +64,7 @@ def answers(context: str, windows: Sequence[Window], spans: Iterable[Span], whol
     seen = set()
     for span in spans:
         start, end = _place(context, windows[span.window], span, whole_words)
-        if (start, end) not in seen:
+        if start < end and (start, end) not in seen:
             seen.add((start, end))
             yield {"answer": context[start:end], "score": span.score, "start": start, "end": end}
 
@@ -74,14 +75,21 @@ def _place(context: str, window: Window, span: Span, whole_words: bool) -> tuple
     Some tokenizers count punctuation to the word before it: the full stop behind an answer is not part of it.
     """
     start, end = window.offsets[span.first][0], window.offsets[span.last][1]
-    if not whole_words:
+    inside = context[start:end]  # some tokenizers count a blank to the word behind it
+    start, end = end - len(inside.lstrip()), start + len(inside.rstrip())
+    if not whole_words or start >= end:
         return start, end
     least, most = _word(window, span.first)[0], _word(window, span.last)[1]
-    while start > least and context[start - 1].isalnum():
+    while start > least and _in_word(context[start - 1]):
         start -= 1
-    while end < most and context[end].isalnum():
+    while end < most and _in_word(context[end]):
         end += 1
     return start, end
+
+
+def _in_word(character: str) -> bool:
+    """Whether a character can stand within a word: a letter, digit, accent or vowel sign, or what joins such."""
+    return unicodedata.category(character)[0] in "LNM" or character in "\u200c\u200d"
 
 
 def _word(window: Window, token: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, GenerationConfig, StoppingCriteriaList
 
 from hfserve.config import HandlerConfig
-from hfserve.errors import BadRequest, RequestError, Unprocessable
+from hfserve.errors import BadRequest, ConfigError, RequestError, Unprocessable
 from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, Truncation, choice, count, number
 from hfserve.tasks.inputs import each, lone_text
 from hfserve.tasks.stops import Stops
@@ -21,6 +21,9 @@ from hfserve.tasks.tokens import load_tokenizer, token_limit
 
 TRIAL_TOKENS = 3  # the first and the later ones are all that differs
 NEW_TOKENS = 64  # of an answer where the request does not say
+MOST_BEAMS = 16
+MOST_STOPS, LONGEST_STOP = 16, 200  # each is looked for at each token
+RANGES = {"temperature": (0.01, 100), "top_p": (0.001, 1), "repetition_penalty": (0.1, 10)}
 SAMPLING = ("temperature", "top_p", "top_k")
 
 
@@ -52,17 +55,18 @@ class GenerationParams:
         own = "the model's own setting"
         count("max_new_tokens", self.max_new_tokens, or_null=f"{NEW_TOKENS}")
         choice("do_sample", self.do_sample, [None, True, False])
-        number("temperature", self.temperature, above=0)
-        number("top_p", self.top_p, above=0, most=1)
-        count("top_k", self.top_k, or_null=own, least=0)
-        count("num_beams", self.num_beams, or_null=own)
-        number("repetition_penalty", self.repetition_penalty, above=0)
-        count("seed", self.seed, or_null="another answer each time", least=0)
+        for name, (least, most) in RANGES.items():
+            object.__setattr__(self, name, number(name, getattr(self, name), least, most))
+        count("top_k", self.top_k, or_null=own, least=0, most=1_000_000)
+        count("num_beams", self.num_beams, or_null=own, most=MOST_BEAMS)
+        count("seed", self.seed, or_null="another answer each time", least=0, most=2**63 - 1)
         choice("return_full_text", self.return_full_text, [True, False])
         choice("truncation", self.truncation, [True, "error"])
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
             raise BadRequest("Give a text, or a list of texts.", "parameters.stop")
+        if len(stop) > MOST_STOPS or any(len(text) > LONGEST_STOP for text in stop):
+            raise BadRequest(f"Give at most {MOST_STOPS} texts of {LONGEST_STOP} characters.", "parameters.stop")
         object.__setattr__(self, "stop", tuple(stop))  # parameters are compared by hash
 
 
@@ -103,7 +107,7 @@ class TextGeneration(Task):
             for name in SAMPLING:
                 if getattr(params, name) is not None:
                     raise _bad("It shapes what is drawn: set parameters.do_sample to true, or leave it out.", name)
-        if self._draws(params) and (params.num_beams or self.own.num_beams or 1) > 1:
+        if self._draws(params) and (params.num_beams or 1) > 1:
             raise _bad("Beam search draws nothing: set parameters.do_sample to false.", "num_beams")
 
     def size(self, item: str) -> int:
@@ -137,23 +141,35 @@ class TextGeneration(Task):
         Rows with as many tokens to come go together; with a seed each goes alone, as what is drawn for a row depends
         on the rows beside it.
         """
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for row, prompt in enumerate(batch.notes):
-            groups[row if self._draws(params) and params.seed is not None else -prompt.new_tokens].append(row)
         found: dict[int, torch.Tensor] = {}
-        for rows in groups.values():
-            tensors = self._padded([batch.notes[row].ids for row in rows], "left")
+        try:
+            for rows in self._groups(batch.notes, params):
+                if params.seed is not None:
+                    torch.manual_seed(params.seed)
+                found |= zip(rows, self._generate(model, [batch.notes[row] for row in rows], params), strict=True)
+        finally:
             if params.seed is not None:
-                torch.manual_seed(params.seed)
-            columns = tensors["input_ids"].shape[1]
-            stops = StoppingCriteriaList([Stops(self._decode, params.stop, columns)] if params.stop else [])
-            options = self._options(params, batch.notes[rows[0]].new_tokens)
-            tokens = model.generate(tensors, stopping_criteria=stops, **options)
-            found |= dict(zip(rows, tokens[:, columns:], strict=True))
-        if params.seed is not None:
-            torch.seed()  # what others draw must not follow from this seed
+                torch.seed()  # what others draw must not follow from this seed
         answers = [found[row] for row in range(len(batch.notes))]
         return {"sequences": pad_sequence(answers, batch_first=True, padding_value=self.pad_token_id)}
+
+    def _groups(self, prompts: Sequence[Prompt], params: GenerationParams) -> Iterator[list[int]]:
+        """Yield the rows that are generated together; beams are rows of their own, so that fewer prompts are."""
+        alone = self._draws(params) and params.seed is not None
+        together: dict[int, list[int]] = defaultdict(list)
+        for row, prompt in enumerate(prompts):
+            together[-row if alone else prompt.new_tokens].append(row)
+        most = max(1, len(prompts) // (params.num_beams or self.own.num_beams or 1))
+        for rows in together.values():
+            yield from (rows[start : start + most] for start in range(0, len(rows), most))
+
+    def _generate(self, model: Model, prompts: Sequence[Prompt], params: GenerationParams) -> torch.Tensor:
+        """Return the new tokens [rows, tokens] of prompts that all may have as many."""
+        tensors = self._padded([prompt.ids for prompt in prompts], "left")
+        columns = tensors["input_ids"].shape[1]
+        stops = StoppingCriteriaList([Stops(self._decode, params.stop, columns)] if params.stop else [])
+        options = self._options(params, prompts[0].new_tokens)
+        return model.generate(tensors, stopping_criteria=stops, **options)[:, columns:]
 
     def decode(self, outputs: Tensors, batch: Batch, params: GenerationParams) -> list[Json]:
         """From new tokens [rows, tokens] to one text a row."""
@@ -196,7 +212,9 @@ class TextGeneration(Task):
         """Return the arguments of transformers' generate."""
         asked = {name: getattr(params, name) for name in ("do_sample", "num_beams", "repetition_penalty", *SAMPLING)}
         given = {name: value for name, value in asked.items() if value is not None}
-        return {"max_new_tokens": new_tokens, "pad_token_id": self.pad_token_id, **given}
+        # what a model's own settings may say otherwise, and what would answer in another shape
+        plain = {"num_return_sequences": 1, "return_dict_in_generate": False, "stop_strings": None}
+        return {"max_new_tokens": new_tokens, "pad_token_id": self.pad_token_id, **plain, **given}
 
     def _text(self, prompt: Prompt, ids: list[int], stop: Sequence[str]) -> str:
         """Read the new tokens up to the first end token or stop text."""
@@ -226,9 +244,14 @@ class TextGeneration(Task):
 
 def _own_settings(model_dir: Path, model: Any) -> GenerationConfig:  # noqa: ANN401  # a model's config
     """Return the model's own defaults of generation."""
-    if (model_dir / "generation_config.json").exists():
-        return GenerationConfig.from_pretrained(model_dir, local_files_only=True)
-    return GenerationConfig.from_model_config(model)
+    if not (model_dir / "generation_config.json").exists():
+        return GenerationConfig.from_model_config(model)
+    own = GenerationConfig.from_pretrained(model_dir, local_files_only=True)
+    if own.do_sample and (own.num_beams or 1) > 1:
+        raise ConfigError("generation_config.json has do_sample and num_beams: beam search draws nothing, remove one.")
+    if own.do_sample and own.temperature is not None and own.temperature <= 0:
+        raise ConfigError(f"generation_config.json draws at temperature {own.temperature}: set do_sample to false.")
+    return own
 
 
 def _nothing() -> RequestError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,7 +20,7 @@ from hfserve.tasks.entities import STRATEGIES, Token
 from hfserve.tasks.inputs import each, lone_text, text
 from hfserve.tasks.labels import read_labels
 from hfserve.tasks.tokens import load_tokenizer, token_limit
-from hfserve.tasks.windows import Window, cut, kept, require_fast, without_padding
+from hfserve.tasks.windows import Window, cut, kept, prepare, without_padding
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EntityParams:
     """
 
     aggregation_strategy: str = "simple"
-    ignore_labels: Sequence[str] = ("O",)
+    ignore_labels: Collection[str] = ("O",)
     stride: int | None = None
     is_split_into_words: bool = False
     delimiter: str = " "
@@ -51,11 +51,15 @@ class EntityParams:
         choice("aggregation_strategy", self.aggregation_strategy, list(STRATEGIES))
         choice("is_split_into_words", self.is_split_into_words, [True, False])
         count("stride", self.stride, or_null="a quarter of what the model takes", least=0)
-        if not isinstance(self.ignore_labels, list | tuple) or not all(isinstance(x, str) for x in self.ignore_labels):
+        if not _are_labels(self.ignore_labels):
             raise BadRequest("Give a list of labels.", "parameters.ignore_labels")
         if not isinstance(self.delimiter, str):
             raise BadRequest("Give a text.", "parameters.delimiter")
-        object.__setattr__(self, "ignore_labels", tuple(self.ignore_labels))  # parameters are compared by hash
+        object.__setattr__(self, "ignore_labels", frozenset(self.ignore_labels))  # parameters are compared by hash
+
+
+def _are_labels(value: object) -> bool:
+    return isinstance(value, list | tuple | frozenset) and all(isinstance(label, str) for label in value)
 
 
 class TokenClassification(Task):
@@ -82,7 +86,7 @@ class TokenClassification(Task):
     def __init__(self, model_dir: Path, config: HandlerConfig) -> None:
         model = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=config.trust_remote_code)
         self.tokenizer = load_tokenizer(model_dir, config)
-        require_fast(self.tokenizer)
+        prepare(self.tokenizer)
         self.pad_token_id = int(self.tokenizer.pad_token_id)
         self.max_tokens = token_limit(model, self.tokenizer, config.max_length)
         self.room = self.max_tokens - self.tokenizer.num_special_tokens_to_add(pair=False)
@@ -104,9 +108,9 @@ class TokenClassification(Task):
         return 1 if words else super().holds(payload, params)
 
     def check(self, params: EntityParams) -> None:
-        """Refuse a stride that leaves a window nothing of its own."""
-        if self._stride(params) >= self.room:
-            raise BadRequest(f"Give less than {self.room}, the tokens of a window.", "parameters.stride")
+        """Refuse a stride of more than half a window: a long text would become a window a token."""
+        if self._stride(params) > self.room // 2:
+            raise BadRequest(f"Give {self.room // 2} or less, half of a window.", "parameters.stride")
 
     def size(self, item: Passage) -> int:
         """Return the item's characters."""
@@ -138,7 +142,7 @@ class TokenClassification(Task):
 
     def proof(self, model: Model, batch: Batch) -> Tensors:
         """See `Task.proof`."""
-        return without_padding(self.forward(model, batch, self.trial()), batch)
+        return without_padding(self.forward(model, batch, self.trial()), batch, self.pad_token_id)
 
     def brief(self, result: Json) -> str:
         """Return `[["Ada", "PER"], ...]`, as TorchServe's example answers."""
@@ -161,35 +165,50 @@ class TokenClassification(Task):
         """Put the windows of one text together, and read its entities."""
         item: Passage = batch.notes[rows[0]][0]
         windows: list[Window] = [batch.notes[row][1] for row in rows]
+        starts = _starts(item, params.delimiter)
         tokens: list[Token] = []
         judged: list[Tensor] = []
         for row, window, keep in zip(rows, windows, kept(windows, self._stride(params)), strict=True):
             judged.append(scores[row, window.columns.start : window.columns.stop][keep])
-            tokens += self._tokens(item, window, keep, windows[0].columns.start + len(tokens), params)
+            tokens += self._tokens(item, window, keep, windows[0].columns.start + len(tokens), starts)
         found = STRATEGIES[params.aggregation_strategy](
             tokens, torch.cat(judged), self.labels, self.tokenizer.convert_tokens_to_string
         )
-        return [r for r in found if not {r.get("entity"), r.get("entity_group")} & set(params.ignore_labels)]
+        return [r for r in found if not {r.get("entity"), r.get("entity_group")}.intersection(params.ignore_labels)]
 
-    def _tokens(self, item: Passage, window: Window, keep: slice, first: int, params: EntityParams) -> list[Token]:
-        """Say of each token where it stands, and whether it goes on with a word."""
+    def _tokens(self, item: Passage, window: Window, keep: slice, first: int, starts: Sequence[int]) -> Iterator[Token]:
+        """Say of each token where it stands, and whether it goes on with a word.
+
+        starts: where in the text each word begins that the item came split into; offsets count from there.
+        """
         ids = window.ids[keep]
-        pieces = list(self.tokenizer.convert_ids_to_tokens(ids))
-        offsets, starts = window.offsets[keep], _starts(item, params.delimiter)
-        tokens = []
+        pieces = self.tokenizer.convert_ids_to_tokens(ids)
+        before: int | None = None
         for i, (number, piece, (start, end), word) in enumerate(
-            zip(ids, pieces, offsets, window.words[keep], strict=True)
+            zip(ids, pieces, window.offsets[keep], window.words[keep], strict=True)
         ):
-            moved = starts[word] if starts and word is not None else 0  # offsets count from the word's own start
-            tokens.append(self._token(item.text, piece, number, start + moved, end + moved, first + i))
-        return tokens
+            moved = starts[word] if starts and word is not None else 0
+            place = _trimmed(item.text, start + moved, end + moved)
+            if number == self.tokenizer.unk_token_id:
+                yield Token(item.text[slice(*place)], *place, first + i, continues=False)
+            else:
+                goes_on = word == before if starts and not self.marked else self._continues(item.text, piece, *place)
+                yield Token(piece, *place, first + i, goes_on)
+            before = word
 
-    def _token(self, text: str, piece: str, number: int, start: int, end: int, index: int) -> Token:
-        if number == self.tokenizer.unk_token_id:
-            return Token(text[start:end], start, end, index, continues=False)
-        spaced = " " in text[max(start - 1, 0) : start + 1]
-        continues = len(piece) != end - start if self.marked else start > 0 and not spaced
-        return Token(piece, start, end, index, continues)
+    def _continues(self, text: str, piece: str, start: int, end: int) -> bool:
+        """Whether a token goes on with a word, by the rules of transformers' pipeline."""
+        if self.marked:
+            return len(piece) != end - start
+        return start > 0 and " " not in text[start - 1 : start + 1]
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """Leave out the blanks that some tokenizers count to the word behind them."""
+    inside = text[start:end]
+    if not inside.strip():
+        return start, start
+    return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
 
 
 def _joined(entry: Json, place: str, delimiter: str) -> Passage:

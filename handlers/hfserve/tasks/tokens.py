@@ -21,6 +21,8 @@ def load_tokenizer(model_dir: Path, config: HandlerConfig) -> PreTrainedTokenize
     files = {"tokenizer.json", *tokenizer.vocab_files_names.values()}
     if not any((model_dir / name).exists() for name in files):  # transformers makes up an empty one without a word
         raise ConfigError("The model folder has no tokenizer: save the model's own beside it with save_pretrained.")
+    if "XLNet" not in type(tokenizer).__name__:  # whose positions are relative, and whose [CLS] is the last token
+        tokenizer.padding_side = "right"  # else a row's positions would depend on how long its neighbours are
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.pad_token is None:

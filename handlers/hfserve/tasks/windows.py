@@ -60,9 +60,11 @@ def kept(windows: Sequence[Window], stride: int) -> Iterator[slice]:
         yield slice(half if i else 0, count if i == len(windows) - 1 else count - stride + half)
 
 
-def without_padding(outputs: Tensors, batch: Batch) -> Tensors:
+def without_padding(outputs: Tensors, batch: Batch, pad_token_id: int) -> Tensors:
     """Return outputs [rows, tokens, ...] with zeros where rows are padded: there engines may differ as they like."""
-    padded = batch.tensors["attention_mask"] == 0
+    padded = batch.tensors["input_ids"] == pad_token_id
+    if "attention_mask" in batch.tensors:
+        padded = batch.tensors["attention_mask"] == 0
     return {
         name: value.masked_fill(padded.reshape(*padded.shape, *[1] * (value.dim() - 2)), 0.0)
         for name, value in outputs.items()
@@ -70,8 +72,12 @@ def without_padding(outputs: Tensors, batch: Batch) -> Tensors:
     }
 
 
-def require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ConfigError for a tokenizer that does not know where in the text its tokens stand."""
+def prepare(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer cut windows in the order of the text.
+
+    Raises ConfigError for one that does not know where in the text its tokens stand.
+    """
+    tokenizer.truncation_side = "right"
     if not tokenizer.is_fast:
         raise ConfigError(
             f"{type(tokenizer).__name__} gives no character offsets: save the model with a fast tokenizer "

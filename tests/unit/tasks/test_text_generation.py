@@ -1,6 +1,9 @@
+import json
 import time
 
 import pytest
+import torch
+from hfserve.errors import ConfigError
 from hfserve.forms import Answer, Call
 
 from tests import models, reference
@@ -162,3 +165,57 @@ def test_the_model_s_own_settings_hold_where_a_request_says_nothing(tmp_path, as
     greedy = write("the tea was", max_new_tokens=9, do_sample=False)
     assert write("the tea was", max_new_tokens=9) == greedy  # the likeliest of one
     assert isinstance(write.answer("tea", temperature=1.5), Answer)
+
+
+@pytest.mark.parametrize(("name", "value"), [("temperature", 2), ("repetition_penalty", 2), ("top_p", 1)])
+def test_whole_numbers_are_numbers(write, name, value):
+    options = {"do_sample": True, "seed": 3, "max_new_tokens": 6}
+    assert write("tea", **options, **{name: value}) == write("tea", **options, **{name: float(value)})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", 10**400),
+        ("temperature", 1e-300),
+        ("top_p", 10**400),
+        ("repetition_penalty", 1e-300),
+        ("seed", 2**64),
+        ("num_beams", 2**63),
+        ("num_beams", 10_000),
+        ("top_k", 10**20),
+        ("stop", ["x"] * 17),
+        ("stop", "x" * 201),
+    ],
+)
+def test_numbers_beyond_reason_are_refused(write, name, value):
+    sampled = {} if name in ("num_beams", "stop") else {"do_sample": True}
+    assert write.refusal("tea", **sampled, **{name: value})[:2] == (400, f"parameters.{name}")
+
+
+def test_a_seed_decides_nothing_after_a_failure(write, monkeypatch):
+    def fail(tensors, **options):
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write.pipeline.engine, "generate", fail)
+        assert write.refusal("tea", do_sample=True, seed=7)[0] == 500
+    assert torch.initial_seed() != 7
+
+
+@pytest.mark.parametrize(
+    "own", [{"num_return_sequences": 2, "num_beams": 2}, {"stop_strings": ["a"]}, {"return_dict_in_generate": True}]
+)
+def test_settings_that_answer_in_another_shape_have_no_effect(tmp_path, asking, own):
+    models.save(tmp_path, "gpt2", head=MODE)
+    (tmp_path / "generation_config.json").write_text(json.dumps({**own, "eos_token_id": 3}))
+    found = asking(tmp_path, MODE)(["tea", "a"], max_new_tokens=5)
+    assert [set(record) for record in found] == [{"generated_text"}] * 2
+
+
+@pytest.mark.parametrize("own", [{"temperature": 0.0, "do_sample": True}, {"num_beams": 4, "do_sample": True}])
+def test_settings_that_cannot_be_followed_refuse_to_load(tmp_path, asking, own):
+    models.save(tmp_path, "gpt2", head=MODE)
+    (tmp_path / "generation_config.json").write_text(json.dumps(own))
+    with pytest.raises(ConfigError, match="generation_config.json"):
+        asking(tmp_path, MODE)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hfserve.forms import Answer, Call, write
 from hfserve.tasks.entities import STRATEGIES
@@ -27,7 +29,7 @@ def test_equals_transformers_pipeline_where_a_text_fits(ner, strategy):
         same(found, plain(records))
 
 
-@pytest.mark.parametrize(("strategy", "stride"), [*((name, None) for name in STRATEGIES), ("simple", 0), ("max", 41)])
+@pytest.mark.parametrize(("strategy", "stride"), [*((name, None) for name in STRATEGIES), ("simple", 0), ("max", 31)])
 @pytest.mark.filterwarnings("ignore:Tokenizer does not support real words")
 def test_equals_the_definition_over_windows(ner, strategy, stride):
     texts = random_texts(40, seed=8, longest=80)
@@ -88,7 +90,7 @@ def test_labels_can_be_left_out(ner):
 @pytest.mark.parametrize(
     ("payload", "parameters", "field", "told"),
     [
-        ("x", {"stride": 64}, "parameters.stride", "less than"),
+        ("x", {"stride": 33}, "parameters.stride", "or less"),
         ("x", {"stride": -1}, "parameters.stride", "whole number from 0"),
         ("x", {"ignore_labels": "O"}, "parameters.ignore_labels", "list of labels"),
         ("x", {"aggregation_strategy": "mean"}, "parameters.aggregation_strategy", "none, simple, first"),
@@ -124,3 +126,55 @@ def test_a_tokenizer_without_offsets_is_refused(tmp_path, asking, monkeypatch):
     monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
     with pytest.raises(ConfigError, match="gives no character offsets: save the model with a fast tokenizer"):
         asking(models.save(tmp_path, head=MODE), MODE)
+
+
+def configured(folder, **settings):
+    """The tokenizer's own configuration, changed as its author might have."""
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+@pytest.mark.parametrize("settings", [{"padding_side": "left"}, {"truncation_side": "left"}])
+def test_a_tokenizer_that_pads_or_cuts_on_the_left_changes_nothing(tmp_path, asking, settings):
+    folder = models.save(tmp_path, head=MODE)
+    texts = random_texts(12, seed=14, longest=60)
+    wanted = asking(folder, MODE)(texts, ignore_labels=[])
+    other = asking(configured(folder, **settings), MODE)
+    for text, records in zip(texts, wanted, strict=True):
+        same(other(text, ignore_labels=[]), records)
+    same(other(texts, ignore_labels=[]), wanted)
+
+
+@pytest.fixture(scope="module")
+def bytewise(tmp_path_factory, asking):
+    folder = models.save(tmp_path_factory.mktemp("bytes"), "gpt2", head=MODE, vocab_size=300)
+    models.byte_level().save_pretrained(folder)
+    return asking(folder, MODE)
+
+
+def test_a_blank_before_a_word_is_no_part_of_an_entity(bytewise):
+    text = "Anna lives  in Paris,\n at 東京 e\u0301t\u00e9"
+    for record in bytewise(text, ignore_labels=[], aggregation_strategy="first"):
+        inside = text[record["start"] : record["end"]]
+        assert inside == inside.strip()
+
+
+def test_words_that_came_split_stay_words_whatever_joins_them(bytewise):
+    words = ["Anna", "lives", "in", "Paris"]
+    spaced, joined = (
+        bytewise(words, is_split_into_words=True, delimiter=mark, aggregation_strategy="none", ignore_labels=[])
+        for mark in (" ", "")
+    )
+    assert [record["entity"] for record in spaced] == [record["entity"] for record in joined]
+    grouped = [
+        bytewise(words, is_split_into_words=True, delimiter=mark, aggregation_strategy="first", ignore_labels=[])
+        for mark in (" ", "\n", "")
+    ]
+    assert len({len(records) for records in grouped}) == 1
+
+
+def test_a_hundred_thousand_labels_cost_nothing(ner):
+    text = " ".join(random_texts(20, seed=15))
+    many = [f"label {i}" for i in range(100_000)]
+    assert ner(text, ignore_labels=[*many, "O"]) == ner(text)
