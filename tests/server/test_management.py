@@ -141,7 +141,8 @@ def test_a_swap_loses_no_request(live, folders, name, version, workers, model):
     ],
 )
 def test_a_version_that_fails_is_taken_out_again(live, folders, monkeypatch, handler, told):
-    monkeypatch.setattr("scripts.build_archive._claims", lambda *_: UNPROVEN)  # what the builder would refuse before
+    if "max_length" in handler:  # which the builder would refuse before
+        monkeypatch.setattr("scripts.build_archive._claims", lambda *_: UNPROVEN)
     before = registered_versions(live.management, "one"), score(live, "one"), sorted(live.store.iterdir())
     with pytest.raises(CommandError, match=told):
         swap(live.server, live.run_dir, config("one", {"handler": handler}), folders[0], "9.0")
