@@ -17,7 +17,7 @@ from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, choic
 from hfserve.tasks.inputs import each, join, refuse_other_keys, text
 from hfserve.tasks.spans import Side, answers, best, side
 from hfserve.tasks.tokens import load_tokenizer, token_limit
-from hfserve.tasks.windows import Window, cut, prepare, without_padding
+from hfserve.tasks.windows import Window, cut, prepare, rows_by_item, without_padding
 
 
 class Question(NamedTuple):
@@ -121,10 +121,7 @@ class QuestionAnswering(Task):
 
     def decode(self, outputs: Tensors, batch: Batch, params: AnswerParams) -> list[Json]:
         """From start and end logits [windows, tokens] to the best answers of each item."""
-        rows: dict[int, list[int]] = {}
-        for row, item in enumerate(batch.owner):
-            rows.setdefault(item, []).append(row)
-        return [self._answers(mine, outputs, batch, params) for mine in rows.values()]
+        return [self._answers(mine, outputs, batch, params) for mine in rows_by_item(batch)]
 
     def proof(self, model: Model, batch: Batch) -> Tensors:
         """See `Task.proof`."""

@@ -20,7 +20,7 @@ from hfserve.tasks.entities import STRATEGIES, Token
 from hfserve.tasks.inputs import each, lone_text, text
 from hfserve.tasks.labels import read_labels
 from hfserve.tasks.tokens import load_tokenizer, token_limit
-from hfserve.tasks.windows import Window, cut, kept, prepare, without_padding
+from hfserve.tasks.windows import Window, cut, kept, prepare, rows_by_item, without_padding
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,7 @@ class TokenClassification(Task):
     def decode(self, outputs: Tensors, batch: Batch, params: EntityParams) -> list[Json]:
         """From logits [windows, tokens, labels] to the entities of each item."""
         scores = torch.softmax(outputs["logits"], dim=-1)
-        rows: dict[int, list[int]] = {}
-        for row, item in enumerate(batch.owner):
-            rows.setdefault(item, []).append(row)
-        return [self._entities(mine, scores, batch, params) for mine in rows.values()]
+        return [self._entities(mine, scores, batch, params) for mine in rows_by_item(batch)]
 
     def proof(self, model: Model, batch: Batch) -> Tensors:
         """See `Task.proof`."""

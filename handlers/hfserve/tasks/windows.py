@@ -60,6 +60,14 @@ def kept(windows: Sequence[Window], stride: int) -> Iterator[slice]:
         yield slice(half if i else 0, count if i == len(windows) - 1 else count - stride + half)
 
 
+def rows_by_item(batch: Batch) -> list[list[int]]:
+    """Return the rows that each item owns, in the order of the items."""
+    rows: dict[int, list[int]] = {}
+    for row, item in enumerate(batch.owner):
+        rows.setdefault(item, []).append(row)
+    return list(rows.values())
+
+
 def without_padding(outputs: Tensors, batch: Batch, pad_token_id: int) -> Tensors:
     """Return outputs [rows, tokens, ...] with zeros where rows are padded: there engines may differ as they like."""
     padded = batch.tensors["input_ids"] == pad_token_id
