@@ -36,10 +36,18 @@ class TransformerHandler:
         self.description = self.pipeline.describe() | _provenance(claims) | {"golden_difference": difference}
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[str]:  # noqa: ANN401
-        """Answer a batch: one body text a row, status and headers set in the context."""
-        calls = [wire.parse(row, context.get_all_request_header(i)) for i, row in enumerate(data)]
-        answers = iter(self.pipeline.answer([call for call in calls if isinstance(call, Call)]))
-        return [wire.send(self._respond(call, answers), context, i) for i, call in enumerate(calls)]
+        """Answer a batch: one body text a row, status and headers set in the context; explanations after all else."""
+        deadline = self.pipeline.deadline()
+        calls = dict(enumerate(wire.parse(row, context.get_all_request_header(i)) for i, row in enumerate(data)))
+        why = {i: call for i, call in calls.items() if isinstance(call, Call) and call.explain}
+        rest = {i: call for i, call in calls.items() if i not in why}
+        answers = iter(self.pipeline.answer([call for call in rest.values() if isinstance(call, Call)], deadline))
+        bodies = {i: wire.send(self._respond(call, answers), context, i) for i, call in rest.items()}
+        if why and rest:
+            wire.send_first(bodies, context)
+        answers = iter(self.pipeline.explain(list(why.values()), deadline))
+        bodies |= {i: wire.send(self._respond(call, answers), context, i) for i, call in why.items()}
+        return [bodies[i] for i in calls]
 
     def _respond(
         self, call: Call | wire.Describe | RequestError, answers: Iterator[Answer | RequestError]

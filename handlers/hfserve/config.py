@@ -44,7 +44,6 @@ DEFAULT_RESPONSE_TIMEOUT = 120  # seconds; TorchServe's own default
 UPSTREAM_KEYS: dict[str, tuple[object, str]] = {
     "do_lower_case": (None, "the tokenizer's own casing is kept"),
     "num_labels": (0, "a trained model keeps its own labels"),
-    "captum_explanation": (False, "this version answers predictions only"),
     "embedding_name": (None, "the embedding is found through get_input_embeddings()"),
     "batch_size": (None, "batchSize at the top of the file sets it"),
     "BetterTransformer": (False, "scaled-dot-product attention, its successor, is used"),
@@ -76,6 +75,7 @@ class HandlerConfig:
     save_mode: str = "pretrained"
     hardware: str | None = None
     tolerance: float | int | None = None
+    captum_explanation: bool = True
     batch_size: int | None = None
     BetterTransformer: bool = False
     model_parallel: bool = False

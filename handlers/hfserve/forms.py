@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,14 +26,31 @@ class Call:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     form: str = "plain"  # a key of FORMS
     id: str | None = None  # the Open Inference Protocol's
-    short: bool = False  # Accept: text/plain
+    explain: bool = False  # asks why, and not what
+    format: str = "json"  # or what else the Accept header or parameters.format asks for
+
+
+@dataclass(frozen=True)
+class Explained:
+    """The explanations of one item: of each score, a record as `explain.record` makes it.
+
+    texts: the item's texts by name, in order. lone: there is always one record.
+    """
+
+    texts: Mapping[str, str]
+    records: Sequence[dict[str, Json]]
+    lone: bool
+
+    def to_json(self) -> Json:
+        """Return one record or a list of them."""
+        return self.records[0] if self.lone else list(self.records)
 
 
 @dataclass(frozen=True)
 class Answer:
     """A result for each item of a call; `truncated` tells of those that were cut.
 
-    lone: the call asked of one input, and not of a list of one.
+    results: what the task made of each, or `Explained`. lone: the call asked of one input, and not of a list of one.
     """
 
     results: Sequence[Json]
@@ -130,7 +148,8 @@ def as_object(value: Json, where: str) -> dict[str, Any]:
 
 def write(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
     """Put the results of a call into its form, with what was cut told beside each."""
-    return FORMS[call.form](call, answer, task, model_name)
+    forms = EXPLANATION_FORMS if call.explain else FORMS
+    return forms[call.form](call, answer, task, model_name)
 
 
 def tell(truncated: Mapping[int, Truncation]) -> str:
@@ -139,7 +158,8 @@ def tell(truncated: Mapping[int, Truncation]) -> str:
 
 
 def _marked(answer: Answer) -> list[Json]:
-    return [_mark(result, answer.truncated.get(i)) for i, result in enumerate(answer.results)]
+    results = [result.to_json() if isinstance(result, Explained) else result for result in answer.results]
+    return [_mark(result, answer.truncated.get(i)) for i, result in enumerate(results)]
 
 
 def _mark(result: Json, cut: Truncation | None) -> Json:
@@ -183,4 +203,18 @@ def _v2(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
     return {name: value for name, value in content.items() if value}
 
 
-FORMS: dict[str, Callable[[Call, Answer, Task, str], Json]] = {"plain": _plain, "v1": _v1, "v2": _v2}
+def _v1_explanations(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
+    return {"explanations": _marked(answer)}
+
+
+def _v2_explanations(call: Call, answer: Answer, task: Task, model_name: str) -> Json:
+    """One BYTES tensor [items] of JSON texts: an explanation is no record of plain numbers."""
+    texts = [json.dumps(result, ensure_ascii=False, allow_nan=False) for result in _marked(answer)]
+    outputs = [{"name": "explanation", "shape": [len(texts)], "datatype": "BYTES", "data": texts}]
+    content = {"model_name": model_name, "id": call.id, "outputs": outputs}
+    return {name: value for name, value in content.items() if value}
+
+
+Form = Callable[[Call, Answer, Task, str], Json]
+FORMS: dict[str, Form] = {"plain": _plain, "v1": _v1, "v2": _v2}
+EXPLANATION_FORMS: dict[str, Form] = {"plain": _plain, "v1": _v1_explanations, "v2": _v2_explanations}

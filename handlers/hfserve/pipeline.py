@@ -1,7 +1,7 @@
 """The data path of one batch of calls: parse -> encode -> forward -> decode, each row alone in its faults.
 
 Calls with equal parameters share forward passes. The rows of a pass are of like length, because every row is padded to
-the longest one of its pass. A pass that fails is halved until the row at fault stands alone.
+the longest one of its pass. For explanations, what would be decoded becomes targets, which `explain` traces back.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +20,36 @@ import torch
 from hfserve.config import Config
 from hfserve.engines import engine_class, engines_for
 from hfserve.engines.base import Engine
-from hfserve.errors import BadRequest, ConfigError, OutOfMemory, RequestError, TooLarge, TooSlow, isolated, report
-from hfserve.forms import Answer, Call
+from hfserve.errors import BadRequest, ConfigError, RequestError, TooLarge, TooSlow, Unprocessable, isolated
+from hfserve.explain import Attribution, Explainer, ExplanationParams, record
+from hfserve.forms import Answer, Call, Explained
+from hfserve.isolation import Halve, isolated_rows
 from hfserve.pace import Paced
 from hfserve.proof import TOLERANCE, replay
 from hfserve.tasks import task_class
-from hfserve.tasks.base import Json, Refused, Task, Truncation, parameters
+from hfserve.tasks.base import Batch, Json, Refused, Task, Truncation, parameters
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One item of one call, on its way through the model. `place` is its index in the call, `field` names it there."""
+    """One item of one call, on its way through the model. `place` is its index in the call, `field` names it there.
+
+    target: what the call wants explained of it, and where in the call that stands.
+    """
 
     call: int
     place: int
     field: str
     item: Any
+    target: Json = None
+    target_field: str = "parameters.target"
 
     def blame(self, error: RequestError) -> RequestError:
-        """Name this row in an error that names nothing."""
+        """Name this row in an error that names nothing, and the place of its target in one that names that."""
+        if error.field.split(".")[0] == "target":
+            return type(error)(error.message, self.target_field + error.field.removeprefix("target"))
         return error if error.field else error.under(self.field)
 
 
@@ -57,7 +66,7 @@ class Asked:
 class Result:
     """What the model says of one row."""
 
-    value: Json
+    value: Any
     truncated: Truncation | None
 
 
@@ -68,6 +77,7 @@ class Pipeline:
         self.task = task
         self.engine = engine
         self.config = config
+        self.explainer: Explainer | None = None  # made when it is first asked for: it may take time and memory
         self.pace = 0.0  # seconds a character takes in the longest row; measured by warm_up
 
     @classmethod
@@ -120,26 +130,85 @@ class Pipeline:
         model = Paced(self.engine, handler.max_rows)
         return replay(folder, claims, self.task, model, handler.tolerance or TOLERANCE[handler.precision], where)
 
-    def answer(self, calls: Sequence[Call]) -> list[Answer | RequestError]:
+    def deadline(self) -> float:
+        """Return when a batch that begins now has to be done, in seconds of the monotonic clock."""
+        return time.monotonic() + self.config.time_budget
+
+    def answer(self, calls: Sequence[Call], deadline: float | None = None) -> list[Answer | RequestError]:
         """Answer each call, in order; a call's error is its own."""
-        deadline = time.monotonic() + self.config.time_budget
+        return self._each(calls, self._read, self._predict, deadline)
+
+    def explain(self, calls: Sequence[Call], deadline: float | None = None) -> list[Answer | RequestError]:
+        """Explain to each call, in order, what `answer` answers it; the results are `Explained`."""
+        return self._each(calls, self._read_why, self._explain, deadline)
+
+    def _each(
+        self,
+        calls: Sequence[Call],
+        read: Callable[[int, Call], Asked],
+        work: Callable[[Sequence[Row], Any, float], Sequence[Result | RequestError]],
+        deadline: float | None,
+    ) -> list[Answer | RequestError]:
+        """Read every call, do the work of those with equal parameters together, and collect what each call is due."""
+        deadline = self.deadline() if deadline is None else deadline
         rows: dict[Hashable, list[Row]] = defaultdict(list)  # by parameters
         found: list[dict[int, Result | RequestError] | RequestError] = []
         lone: list[bool] = []
         for index, call in enumerate(calls):
-            read = isolated(self._read, index, call)
-            found.append(read if isinstance(read, RequestError) else {})
-            lone.append(isinstance(read, Asked) and read.lone)
-            if isinstance(read, Asked):
-                rows[read.params] += read.rows
+            asked = isolated(read, index, call)
+            found.append(asked if isinstance(asked, RequestError) else {})
+            lone.append(isinstance(asked, Asked) and asked.lone)
+            if isinstance(asked, Asked):
+                rows[asked.params] += asked.rows
         for params, group in rows.items():
-            for part in _passes(group, self.task, self.config.handler.max_rows):
-                for row, result in zip(part, self._run(part, params, deadline), strict=True):
-                    found[row.call][row.place] = result  # type: ignore[index]  # a call with rows has a dict
+            for row, result in zip(group, work(group, params, deadline), strict=True):
+                found[row.call][row.place] = result  # type: ignore[index]  # a call with rows has a dict
         return [
             results if isinstance(results, RequestError) else _collect(results, alone)
             for results, alone in zip(found, lone, strict=True)
         ]
+
+    def _predict(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
+        return self._in_passes(
+            rows, lambda part: list(self._pass([row.item for row in part], params, deadline)), deadline
+        )
+
+    def _explain(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
+        """Find what there is to explain of each row, and explain it, of all rows together."""
+        own, how = params
+        if self.explainer is None:
+            explainer = isolated(lambda: Explainer(self.engine.plain(), self.task))
+            if isinstance(explainer, RequestError):
+                return [row.blame(explainer) for row in rows]
+            self.explainer = explainer
+        found = self._in_passes(rows, lambda part: self._targets(part, own, deadline), deadline)
+        targets = [target for one in found if not isinstance(one, RequestError) for target in one.value]
+        explained = iter(self.explainer.explain(targets, how, deadline))
+        return [
+            one if isinstance(one, RequestError) else self._explained(row, one, explained, how.method)
+            for row, one in zip(rows, found, strict=True)
+        ]
+
+    def _targets(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result]:  # noqa: ANN401
+        """One pass: the targets of each row."""
+        batch = self.task.encode([row.item for row in rows], params)
+        model = Paced(self.engine, self.config.handler.max_rows, deadline)
+        return _results(self.task.targets(model, batch, params, [row.target for row in rows]), batch)
+
+    def _explained(
+        self, row: Row, found: Result, explained: Iterator[Attribution | RequestError], method: str
+    ) -> Result | RequestError:
+        """Put the attributions of a row's targets together; one in error is an error of the row."""
+        texts = self.task.texts(row.item)
+        records = []
+        error = None
+        for target in found.value:
+            one = next(explained)
+            if isinstance(one, RequestError):
+                error = row.blame(one)
+            else:
+                records.append(record(target, texts, one, method))
+        return error or Result(Explained(texts, records, lone=not self.task.several), found.truncated)
 
     def describe(self) -> dict[str, Json]:
         """Return what the model description says of task and engine."""
@@ -155,7 +224,7 @@ class Pipeline:
 
     def _read(self, index: int, call: Call) -> Asked:
         """Check a call's parameters and turn its payload into rows. Raises RequestError."""
-        params = parameters(self.task.Params, call.parameters)
+        (params,) = parameters(call.parameters, self.task.Params)
         self.task.check(params)
         try:
             self._check_count(self.task.holds(call.payload, params))  # before a million entries are looked at
@@ -178,59 +247,62 @@ class Pipeline:
         if size > most:
             raise TooLarge(f"{size} characters, and a request may have {most}: send less at a time.")
 
-    def _run(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
-        """Answer every row of a pass; what fails is tried again in halves, until the row at fault stands alone."""
-        if not rows:
-            return []
-        items = [row.item for row in rows]
-        left = deadline - time.monotonic()
-        if left < 0:
-            late = TooSlow("The batch took its whole time before this input's turn: try again, or send less.")
-            return [row.blame(late) for row in rows]
-        if len(rows) > 1 and self.pace * self._size(items) > left:
-            return self._halves(rows, params, deadline)
-        try:
-            return list(self._pass(items, params, deadline))
-        except Refused as refused:
-            errors = {i: rows[i].blame(error) for i, error in refused.errors.items()}
-        except RequestError as error:
-            errors = {i: row.blame(error) for i, row in enumerate(rows)}
-        except torch.AcceleratorError as error:
-            report(error)  # the device is lost to this process, and each later request would fail: end, to be restarted
-            raise SystemExit(
-                "The accelerator failed; this worker ends so that a new one can take its place."
-            ) from error
-        except Exception as error:
-            errors = {0: rows[0].blame(_reason(error))} if len(rows) == 1 else {}
-        # outside of the except clauses: there the exception would keep the failed pass's tensors in memory
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if errors:
-            rest = iter(self._run([row for i, row in enumerate(rows) if i not in errors], params, deadline))
-            return [errors[i] if i in errors else next(rest) for i in range(len(rows))]
-        return self._halves(rows, params, deadline)
+    def _read_why(self, index: int, call: Call) -> Asked:
+        """Read a call for explanations, with what it wants explained. Raises RequestError."""
+        if not self.config.handler.captum_explanation:
+            raise Unprocessable("Explanations are switched off (handler.captum_explanation): use /predictions.")
+        given = {name: value for name, value in call.parameters.items() if name != "target"}
+        own, how = parameters(given, self.task.Params, ExplanationParams)
+        names = [spec.name for spec in fields(ExplanationParams)]
+        rest = {name: value for name, value in given.items() if name not in names}
+        asked = self._read(index, replace(call, parameters=rest))
+        return Asked((own, how), [_with_target(row, call, len(asked.rows)) for row in asked.rows], asked.lone)
 
-    def _halves(self, rows: Sequence[Row], params: Any, deadline: float) -> list[Result | RequestError]:  # noqa: ANN401
-        half = len(rows) // 2
-        return self._run(rows[:half], params, deadline) + self._run(rows[half:], params, deadline)
+    def _in_passes(
+        self, rows: Sequence[Row], step: Callable[[Sequence[Row]], list[Result]], deadline: float
+    ) -> list[Result | RequestError]:
+        """Run a step on passes of rows of like size, each row alone in its faults; the results are in order."""
+
+        def timed(part: Sequence[Row]) -> list[Result]:
+            left = deadline - time.monotonic()
+            if left < 0:
+                raise TooSlow("The batch took its whole time before this input's turn: try again, or send less.")
+            if len(part) > 1 and self.pace * self._size([row.item for row in part]) > left:
+                raise Halve
+            return step(part)
+
+        # a row is padded to the longest of its pass
+        order = sorted(range(len(rows)), key=lambda i: self.task.size(rows[i].item))
+        most = self.config.handler.max_rows
+        found: dict[int, Result | RequestError] = {}
+        for start in range(0, len(order), most):
+            part = order[start : start + most]
+            found |= zip(part, isolated_rows(timed, [rows[i] for i in part]), strict=True)
+        return [found[i] for i in range(len(rows))]
 
     def _size(self, items: Sequence[Any]) -> int:
         return sum(map(self.task.size, items))
 
-    def _pass(self, items: Sequence[Any], params: Any, deadline: float = math.inf) -> Iterator[Result]:  # noqa: ANN401
+    def _pass(self, items: Sequence[Any], params: Any, deadline: float = math.inf) -> list[Result]:  # noqa: ANN401
         """One pass: a result for each item, in order."""
         batch = self.task.encode(items, params)
         model = Paced(self.engine, self.config.handler.max_rows, deadline)
-        values = self.task.decode(self.task.forward(model, batch, params), batch, params)
-        cut: Mapping[int, Truncation] = batch.truncated or {}
-        return (Result(value, cut.get(i)) for i, value in zip(range(len(items)), values, strict=True))
+        return _results(self.task.decode(self.task.forward(model, batch, params), batch, params), batch)
 
 
-def _passes(rows: Sequence[Row], task: Task, most: int) -> Iterator[list[Row]]:
-    """Cut rows into passes of at most `most`, like sizes together: a row is padded to the longest of its pass."""
-    ordered = sorted(rows, key=lambda row: task.size(row.item))
-    for start in range(0, len(ordered), most):
-        yield ordered[start : start + most]
+def _results(values: Sequence[Any], batch: Batch) -> list[Result]:
+    """Return the values of a batch's items, each with what was cut from it."""
+    cut: Mapping[int, Truncation] = batch.truncated or {}
+    return [Result(value, cut.get(i)) for i, value in enumerate(values)]
+
+
+def _with_target(row: Row, call: Call, rows: int) -> Row:
+    """Give a row what its call wants explained of it: beside its text, or for all under the parameters."""
+    payload = call.payload
+    entry = payload[row.place] if isinstance(payload, list) and len(payload) == rows else payload
+    if isinstance(entry, dict) and entry.get("target") is not None:
+        return replace(row, target=entry["target"], target_field=BadRequest("", "target").under(row.field).field)
+    return replace(row, target=call.parameters.get("target"))
 
 
 def _collect(results: Mapping[int, Result | RequestError], lone: bool) -> Answer | RequestError:
@@ -248,12 +320,3 @@ def _collect(results: Mapping[int, Result | RequestError], lone: bool) -> Answer
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def _reason(error: Exception) -> RequestError:
-    """What to tell the sender of a row that fails alone."""
-    # torch raises OutOfMemoryError on an accelerator and a RuntimeError of its allocator on the CPU
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
-    if out_of_memory:
-        return OutOfMemory("This input alone needs more memory than the server has: send a shorter one.")
-    return report(error)

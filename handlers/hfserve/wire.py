@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from email.message import Message
 from http import HTTPStatus
+from socket import socket
 from typing import Any, Protocol
 
-from hfserve import forms
-from hfserve.errors import BadRequest, RequestError, Unprocessable, UnsupportedMediaType, isolated
+from hfserve import forms, pages
+from hfserve.errors import BadRequest, RequestError, UnsupportedMediaType, isolated
 from hfserve.forms import Answer, Call, as_object
 from hfserve.tasks.base import Json, Task
 
 BODY_NAMES = ("body", "data")  # the raw body, or the form field that holds it
-JSON_RANGES = ("application/json", "application/*", "*/*")
+JSON = dict.fromkeys(("application/json", "application/*", "*/*"), "json")
+FORMATS = {**JSON, "text/plain": "text"}  # media type -> format
+EXPLANATION_FORMATS = {
+    **FORMATS,
+    "text/html": "html",
+    "image/svg+xml": "svg",
+    "application/vnd.torchserve+json": "upstream",
+}
 UNTYPED = "unknown/unknown"  # a body without a content type
 
 
@@ -35,8 +43,23 @@ class Context(Protocol):
         """Headers of row idx, and the content type of each of its parts under the part's name."""
         ...
 
+    request_ids: dict[int, str]  # of the rows that TorchServe waits for an answer to
+    cl_socket: socket  # to the front end
+
     def set_response_status(self, code: int, phrase: str, idx: int) -> None:
         """Status of row idx."""
+        ...
+
+    def get_response_status(self, idx: int) -> tuple[int, str]:
+        """What was set."""
+        ...
+
+    def get_response_headers(self, idx: int) -> dict[str, str]:
+        """What was set."""
+        ...
+
+    def get_response_content_type(self, idx: int) -> str | None:
+        """What was set."""
         ...
 
     def set_response_header(self, idx: int, key: str, value: str) -> None:
@@ -55,8 +78,6 @@ def parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describe
 def _parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describe:
     if headers.get("describe") == "True" and not row:  # a client's own header of that name comes with a body
         return Describe()
-    if headers.get("explain") == "True":
-        raise Unprocessable("This archive answers predictions only: use /predictions.")
     name = next((name for name in BODY_NAMES if name in row), None)
     if name is None:
         raise UnsupportedMediaType(
@@ -70,7 +91,19 @@ def _parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describ
         if call.parameters:
             raise BadRequest("Given in the body and in the form field: give them once.", "parameters")
         call = replace(call, parameters=as_object(parameters, "parameters"))
-    return replace(call, short=_prefers_text(str(headers.get("accept", ""))))
+    return _with_format(replace(call, explain=headers.get("explain") == "True"), str(headers.get("accept", "")))
+
+
+def _with_format(call: Call, accept: str) -> Call:
+    """Say in what format a call wants its answer; explanations may also say so in their parameters."""
+    offered = EXPLANATION_FORMATS if call.explain else FORMATS
+    asked = call.parameters.get("format") if call.explain else None
+    if asked is None:
+        asked = _preferred(accept, offered)
+    if asked not in offered.values():
+        raise BadRequest(f"Give one of {', '.join(dict.fromkeys(offered.values()))}.", "parameters.format")
+    rest = {name: value for name, value in call.parameters.items() if not (call.explain and name == "format")}
+    return replace(call, parameters=rest, format=asked)
 
 
 def _content_type(part: object) -> Message:
@@ -167,16 +200,16 @@ READERS: dict[str, Callable[[str], Json]] = {
 }
 
 
-def _prefers_text(accept: str) -> bool:
-    """Whether an Accept header puts text/plain before JSON: by quality, then by order, as axios lists JSON first."""
+def _preferred(accept: str, offered: Mapping[str, str]) -> str:
+    """Choose what an Accept header puts first: by quality, then by order, as axios lists JSON first."""
     ranges = []
     for value in filter(None, map(str.strip, accept.split(","))):
         message = Message()
         message["content-type"] = value
         ranges.append(message)
     ranges.sort(key=_quality, reverse=True)
-    known = [kind for kind in map(Message.get_content_type, ranges) if kind in ("text/plain", *JSON_RANGES)]
-    return known[:1] == ["text/plain"] and _quality(ranges[0]) > 0
+    known = [kind for kind in map(Message.get_content_type, filter(_quality, ranges)) if kind in offered]
+    return offered[known[0]] if known else "json"
 
 
 def _quality(media_range: Message) -> float:
@@ -202,7 +235,7 @@ def render(call: Call, answer: Answer | RequestError, task: Task, model_name: st
     """Turn the answer of a call into its response, in the form the call came in. Never raises."""
     if isinstance(answer, RequestError):
         return render_error(answer)
-    response = isolated(_render_short if call.short else _render_json, call, answer, task, model_name)
+    response = isolated(RENDERERS[call.explain, call.format], call, answer, task, model_name)
     return render_error(response) if isinstance(response, RequestError) else response
 
 
@@ -232,6 +265,54 @@ def send(response: Response, context: Context, idx: int) -> str:
     return response.body
 
 
+def send_first(bodies: Mapping[int, str], context: Context) -> None:
+    """Answer some rows of a batch now, with status and headers as set in the context, before the others have an answer.
+
+    TorchServe ends a batch with the first message that has no part of a stream in it. So one row is sent as a stream,
+    of one part and its end, and the rest as they are; taken out of the context's requests, they get no second answer.
+    Where no row can be a stream, as over gRPC, all wait for the end of the batch.
+    """
+    from ts.protocol.otf_message_handler import create_predict_response
+
+    stream = next((i for i in bodies if "host" in map(str.lower, context.get_all_request_header(i))), None)
+    if stream is None:
+        return
+    parts = [(stream, bodies[stream], False), (stream, "", True)]
+    parts += [(i, bodies[i], None) for i in bodies if i != stream]
+    message = create_predict_response(
+        [body for _, body, _ in parts],
+        {n: context.request_ids[i] for n, (i, _, _) in enumerate(parts)},
+        "Prediction success",
+        HTTPStatus.OK,
+        context=_Parts(context, parts),
+    )
+    context.cl_socket.sendall(message)
+    for i in bodies:
+        del context.request_ids[i]
+
+
+class _Parts:
+    """What TorchServe asks of a context while it writes a message, for parts of rows: (row, body, whether it ends)."""
+
+    def __init__(self, context: Context, parts: Sequence[tuple[int, str, bool | None]]) -> None:
+        self.context = context
+        self.rows = [row for row, _, _ in parts]
+        self.stopping_criteria = [lambda _, ends=ends: ends for _, _, ends in parts]
+        self.stream: dict[int, dict[str, str]] = {}
+
+    def set_response_header(self, part: int, key: str, value: str) -> None:
+        self.stream[part] = {key: value}
+
+    def get_response_headers(self, part: int) -> dict[str, str]:
+        return self.context.get_response_headers(self.rows[part]) | self.stream.get(part, {})
+
+    def get_response_content_type(self, part: int) -> str | None:
+        return self.context.get_response_content_type(self.rows[part])
+
+    def get_response_status(self, part: int) -> tuple[int, str]:
+        return self.context.get_response_status(self.rows[part])
+
+
 def _render_short(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
     """One line an input. There is no room for a truncation in it, so a header tells."""
     cut = forms.tell(answer.truncated)
@@ -241,3 +322,33 @@ def _render_short(call: Call, answer: Answer, task: Task, model_name: str) -> Re
 
 def _render_json(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
     return Response(to_json(forms.write(call, answer, task, model_name)))
+
+
+def _render_pages(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
+    return Response(pages.html_page(answer.results), headers={"content-type": "text/html; charset=utf-8"})
+
+
+def _render_picture(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
+    return Response(pages.svg_picture(answer.results), headers={"content-type": "image/svg+xml"})
+
+
+def _render_words(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
+    text = "\n\n".join(pages.plain_text(result) for result in answer.results)
+    return Response(text, headers={"content-type": "text/plain; charset=utf-8"})
+
+
+def _render_upstream(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
+    results = [pages.upstream_shape(result) for result in answer.results]
+    body = to_json(results[0] if answer.lone else results)
+    return Response(body, headers={"content-type": "application/vnd.torchserve+json"})
+
+
+RENDERERS: dict[tuple[bool, str], Callable[[Call, Answer, Task, str], Response]] = {  # by Call.explain and Call.format
+    (False, "json"): _render_json,
+    (False, "text"): _render_short,
+    (True, "json"): _render_json,
+    (True, "text"): _render_words,
+    (True, "html"): _render_pages,
+    (True, "svg"): _render_picture,
+    (True, "upstream"): _render_upstream,
+}

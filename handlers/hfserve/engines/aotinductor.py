@@ -12,16 +12,17 @@ import os
 import platform
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfserve.config import Config
 from hfserve.engines.base import PRECISIONS, Loadable, Tensors, load_model
@@ -119,8 +120,16 @@ class Aotinductor:
     name = "aotinductor"
     offers: ClassVar[frozenset[str]] = frozenset({"forward"})
 
-    def __init__(self, loader: Any, constants: Tensors, record: Record, device: torch.device) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        loader: Any,  # noqa: ANN401  # a class of torch._C
+        constants: Tensors,
+        record: Record,
+        device: torch.device,
+        load: Callable[[], nn.Module],
+    ) -> None:
         self.loader = loader
+        self.load_plain = load
         self.constants = constants  # the graph points into them: they live as long as it does
         self.inputs = {name: getattr(torch, dtype) for name, dtype in record.inputs.items()}
         self.outputs = record.outputs
@@ -144,7 +153,7 @@ class Aotinductor:
             outputs=plain.outputs,
             constants=_place(constants, model_dir, into),
         )
-        prove(cls(loader, constants, record, device), model, examples(sample, model, task.pad_token_id))
+        prove(cls(loader, constants, record, device, lambda: model), model, examples(sample, model, task.pad_token_id))
         record.write(into)
 
     @classmethod
@@ -153,11 +162,21 @@ class Aotinductor:
         record = Record.read(model_dir)
         record.target.check(Target.here(task, config, device))
         constants = _read_constants(record, model_dir, PRECISIONS[config.handler.precision], device)
-        return cls(_load_code(model_dir / CODE, device), constants, record, device)
+        load = partial(load_model, model_dir, task, config, device)
+        return cls(_load_code(model_dir / CODE, device), constants, record, device, load)
 
     def run(self, tensors: Tensors) -> Tensors:
         """See `Engine.run`."""
         return run_positional(self._call, self.inputs, self.outputs, tensors, self.device)
+
+    def plain(self) -> nn.Module:
+        """See `Engine.plain`: loaded again, with the graph's weights then put in the place of its own."""
+        model = self.load_plain()
+        shared = {name.removeprefix("model."): value for name, value in self.constants.items()}
+        own = model.state_dict()
+        model.load_state_dict({name: value for name, value in shared.items() if name in own}, strict=False, assign=True)
+        model.tie_weights()  # type: ignore[operator]  # what was tied has been put in one of its places
+        return model.requires_grad_(requires_grad=False)
 
     def _call(self, *tensors: Tensor) -> Sequence[Tensor]:
         found: Sequence[Tensor] = self.loader.boxed_run(list(tensors))

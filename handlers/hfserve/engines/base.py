@@ -71,6 +71,13 @@ class Engine(Protocol):
         """One forward pass: named inputs `[rows, ...]` to named outputs `[rows, ...]` as fp32 on the CPU."""
         ...
 
+    def plain(self) -> nn.Module:
+        """Return the model as transformers wrote it, over the same weights in memory, for what needs gradients.
+
+        Only its `forward` may be called, and not the model itself, which may be compiled.
+        """
+        ...
+
 
 class Generates(Protocol):
     """An engine whose `offers` has "generate"."""
@@ -115,7 +122,8 @@ def load_model(model_dir: Path, task: Loadable, config: Config, device: torch.de
         )
     # GPT-like classifiers look for the last token before this one: it must be the one that rows are padded with
     model.config.pad_token_id = task.pad_token_id
-    return model.eval() if spread else model.eval().to(device)  # type: ignore[no-any-return]
+    model.eval().requires_grad_(requires_grad=False)  # what is learnt from the model are its inputs' gradients
+    return model if spread else model.to(device)  # type: ignore[no-any-return]
 
 
 def _gpus_to_spread_over() -> bool:

@@ -50,3 +50,7 @@ class Compiled:
     def run(self, tensors: Tensors) -> Tensors:
         """See `Engine.run`."""
         return forward(self.model, tensors, self.device)
+
+    def plain(self) -> nn.Module:
+        """See `Engine.plain`."""
+        return self.model

@@ -31,6 +31,10 @@ class Eager:
         """See `Engine.run`."""
         return forward(self.model, tensors, self.device)
 
+    def plain(self) -> nn.Module:
+        """See `Engine.plain`."""
+        return self.model
+
     def generate(self, tensors: Tensors, **options: Any) -> Tensor:  # noqa: ANN401  # of transformers' generate
         """See `Generates.generate`."""
         return generate(self.model, tensors, self.device, **options)

@@ -7,12 +7,13 @@ padded up to that, larger ones are run in several passes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfserve.config import Config
 from hfserve.engines.base import Loadable, Tensors, forward, load_model
@@ -36,8 +37,10 @@ class Neuron:
         outputs: Sequence[str],
         by_token: frozenset[str],
         pad_token_id: int,
+        load: Callable[[], nn.Module],
     ) -> None:
         self.traced = traced
+        self.plain = load  # see `Engine.plain`: loaded again, as what is on the accelerator has no gradients
         self.example = example
         self.outputs = outputs
         self.by_token = by_token  # outputs [rows, tokens, ...], where padding has to be cut off
@@ -58,7 +61,8 @@ class Neuron:
         was, less = forward(model, full, cls.device), forward(model, shorter, cls.device)
         by_token = frozenset(name for name in plain.outputs if was[name].shape != less[name].shape)
         traced = trace(plain, tuple(full.values()))
-        return cls(traced, full, plain.outputs, by_token, task.pad_token_id)
+        load = partial(load_model, model_dir, task, config, cls.device)
+        return cls(traced, full, plain.outputs, by_token, task.pad_token_id, load)
 
     @classmethod
     def _tracer(cls) -> Callable[..., Callable[..., Sequence[Tensor]]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from hfserve.config import Config
 from hfserve.engines.base import Loadable, Tensors, load_model
@@ -38,11 +39,13 @@ class Torchscript:
     def __init__(
         self,
         traced: torch.jit.ScriptModule,
+        model: nn.Module,
         inputs: dict[str, torch.dtype],
         outputs: Sequence[str],
         device: torch.device,
     ) -> None:
         self.traced = traced
+        self.model = model
         self.inputs = inputs
         self.outputs = outputs
         self.device = device
@@ -55,15 +58,18 @@ class Torchscript:
         plain = positional(model, sample, device)
         rows, length = TRACED_SHAPE
         batch = example(sample, rows, length, model, task.pad_token_id)
-        engine = cls(
-            _trace(plain, batch, device), {name: value.dtype for name, value in sample.items()}, plain.outputs, device
-        )
+        inputs = {name: value.dtype for name, value in sample.items()}
+        engine = cls(_trace(plain, batch, device), model, inputs, plain.outputs, device)
         prove(engine, model, examples(sample, model, task.pad_token_id))
         return engine
 
     def run(self, tensors: Tensors) -> Tensors:
         """See `Engine.run`."""
         return run_positional(self.traced, self.inputs, self.outputs, tensors, self.device)
+
+    def plain(self) -> nn.Module:
+        """See `Engine.plain`: the model that was traced, whose weights the trace holds."""
+        return self.model
 
 
 def _trace(plain: Positional, batch: Tensors, device: torch.device) -> torch.jit.ScriptModule:

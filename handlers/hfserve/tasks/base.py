@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hfserve.config import HandlerConfig
-from hfserve.errors import BadRequest, RequestError
+from hfserve.errors import BadRequest, RequestError, Unprocessable
+from hfserve.tasks.pieces import Piece, Row
+
+T = TypeVar("T")
 
 Json = Any  # what json.dumps takes, without NaN
 Tensors = dict[str, Tensor]
@@ -47,6 +51,22 @@ class Batch:
     truncated: Mapping[int, Truncation] | None = None  # item -> what was cut from it; never silent
 
 
+@dataclass(frozen=True)
+class Target:
+    """One score of the model that an explanation traces back to the words of an item.
+
+    name: what is scored: a label, "start" or "end" of an answer, a token. prediction: the record of /predictions that
+    it belongs to. row: inputs of the model by name, unpadded. pieces: the tokens of `row` that are traced; the others
+    stay as they are. place: where in the model's outputs the score stands, private to the task.
+    """
+
+    name: str
+    prediction: Json
+    row: Row
+    pieces: Sequence[Piece]
+    place: Any
+
+
 class Refused(Exception):
     """Some items of a batch are their sender's fault; `errors` has one for each, by index. The others can go on."""
 
@@ -64,6 +84,9 @@ class Task(ABC):
     Params: ClassVar[type]  # frozen dataclass of per-request parameters; a bad one raises BadRequest
     columns: ClassVar[Mapping[str, str]]  # fields of a result record -> Open Inference Protocol datatype
     ragged: ClassVar[bool] = False  # whether items have different numbers of records
+    several: ClassVar[bool] = True  # whether an item may have other than one explanation
+    scoring: ClassVar[Mapping[str, Any]] = {}  # arguments that spare a model's forward what `scores` does not need
+    tokenizer: PreTrainedTokenizerBase
     pad_token_id: int  # what rows are padded with
 
     @abstractmethod
@@ -100,6 +123,38 @@ class Task(ABC):
     @abstractmethod
     def decode(self, outputs: Tensors, batch: Batch, params: Any) -> list[Json]:  # noqa: ANN401
         """Return exactly one result per item, in order: a record or a list of records."""
+
+    def texts(self, item: Any) -> dict[str, str]:  # noqa: ANN401  # an item is the task's own
+        """Return the texts of an item by name, in the order in which the tokenizer takes them."""
+        raise Unprocessable("This kind of model has no explanations.")
+
+    def targets(self, model: Model, batch: Batch, params: Any, asked: Sequence[Json]) -> list[list[Target]]:  # noqa: ANN401
+        """Return what there is to explain of each item.
+
+        asked: what a request's `target` says, by item; null leaves it to the task. Raises Refused, or RequestError for
+        all items.
+        """
+        raise Unprocessable("This kind of model has no explanations.")
+
+    def scores(self, outputs: Tensors, targets: Sequence[Target]) -> Tensor:
+        """Return the score [rows] of `targets`, one for each row of `outputs`, with its gradient."""
+        raise NotImplementedError
+
+    def stack(self, rows: Sequence[Row]) -> Tensors:
+        """Return the rows of targets as tensors [rows, tokens], padded to the longest."""
+        inputs = {name: [row[name] for row in rows] for name in rows[0]}
+        return dict(self.tokenizer.pad(inputs, padding="longest", return_tensors="pt", verbose=False))
+
+    def left(self, row: Sized) -> int:
+        """Return the column of a row's first token: counted from the right, where rows are padded on the left."""
+        return -len(row) if self.tokenizer.padding_side == "left" else 0
+
+    @property
+    def baseline(self) -> int:
+        """The token that stands for no word: padding, or a mask where the model has no padding of its own."""
+        if self.tokenizer.pad_token == self.tokenizer.eos_token and self.tokenizer.mask_token_id is not None:
+            return int(self.tokenizer.mask_token_id)
+        return self.pad_token_id
 
     @abstractmethod
     def brief(self, result: Json) -> str:
@@ -146,13 +201,34 @@ GOLDEN_TEXTS = (
 )
 
 
-def parameters(cls: type, given: Mapping[str, Any]) -> Any:  # noqa: ANN401  # an instance of cls
-    """Make a task's `Params` from what a request gave. Raises BadRequest naming the parameter."""
-    known = [spec.name for spec in fields(cls)]
+def one_by_one(find: Callable[[int], T], items: int) -> list[T]:
+    """Return `find(i)` of each item. Raises Refused for those whose `find` raised a RequestError."""
+    found: list[T] = []
+    refused: dict[int, RequestError] = {}
+    for i in range(items):
+        try:
+            found.append(find(i))
+        except RequestError as error:
+            refused[i] = error
+    if refused:
+        raise Refused(refused)
+    return found
+
+
+def parameters(given: Mapping[str, Any], *classes: type) -> list[Any]:
+    """Make instances of dataclasses such as a task's `Params` from what a request gave.
+
+    Raises BadRequest naming the parameter.
+    """
+    known = [[spec.name for spec in fields(cls)] for cls in classes]
     for key in given:
-        if key not in known:
-            raise BadRequest(f"Unknown parameter; this model takes {', '.join(known)}.", f"parameters.{key}")
-    return cls(**given)
+        if not any(key in names for names in known):
+            takes = ", ".join(name for names in known for name in names)
+            raise BadRequest(f"Unknown parameter; this model takes {takes}.", f"parameters.{key}")
+    return [
+        cls(**{key: value for key, value in given.items() if key in names})
+        for cls, names in zip(classes, known, strict=True)
+    ]
 
 
 def choice(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -36,8 +36,13 @@ class Unit:
 
     @property
     def kind(self) -> str:
-        """The label without B- or I-."""
-        return self.label[2:] if self.label[:2] in ("B-", "I-") else self.label
+        """See `kind`."""
+        return kind(self.label)
+
+
+def kind(label: str) -> str:
+    """Return the label without B- or I-."""
+    return label[2:] if label[:2] in ("B-", "I-") else label
 
 
 Read = Callable[[Sequence[Token], Tensor, Sequence[str], Text], list[Json]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hfserve.errors import BadRequest
@@ -54,6 +54,17 @@ def text(value: Json, place: str) -> str:
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair; no tokenizer takes it
         raise BadRequest("The text holds half a character (a lone surrogate); send valid Unicode.", place) from None
     return value
+
+
+def stretch(asked: dict[str, Json], known: Sequence[str], text: str) -> tuple[int, int]:
+    """Read the characters `start` to `end` of a text out of a request's target. Raises BadRequest."""
+    for name in asked:
+        if name not in known:
+            raise BadRequest(f"Unknown key; it has {', '.join(known)}.", f"target.{name}")
+    start, end = asked.get("start"), asked.get("end")
+    if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
+        raise BadRequest(f"Give start and end, characters of the text from 0 to {len(text)}.", "target")
+    return start, end
 
 
 def join(place: str, name: object) -> str:

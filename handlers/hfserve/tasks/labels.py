@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig
 
-from hfserve.errors import ConfigError
+from hfserve.errors import ConfigError, Unprocessable
 
 RENAMED = "index_to_name.json"
 
@@ -26,6 +27,17 @@ def read_labels(model_dir: Path, model: PretrainedConfig) -> list[str]:
     if any(index not in names for index in range(count)):
         raise ConfigError(f"id2label in config.json must name the labels 0 to {count - 1}: mend it.")
     return [str(names[index]) for index in range(count)]
+
+
+def find_label(labels: Sequence[str], asked: Any) -> int:  # noqa: ANN401  # as it came in a request
+    """Return the index of a label asked for by its name or its index. Raises Unprocessable."""
+    if asked in labels:
+        return labels.index(asked)
+    index = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked
+    if type(index) is int and 0 <= index < len(labels):
+        return index
+    few = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
+    raise Unprocessable(f"No such label: give a name or an index from 0 to {len(labels) - 1} of {few}.", "target")
 
 
 def _renamed(content: bytes) -> dict[int, Any]:

@@ -8,14 +8,16 @@ from itertools import islice
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import AutoConfig
 
 from hfserve.config import HandlerConfig
 from hfserve.errors import BadRequest, ConfigError, RequestError, Unprocessable
-from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, choice, count
-from hfserve.tasks.inputs import each, join, refuse_other_keys, text
-from hfserve.tasks.spans import Side, answers, best, side
+from hfserve.tasks.base import Batch, Json, Model, Refused, Target, Task, Tensors, choice, count, one_by_one
+from hfserve.tasks.inputs import each, join, refuse_other_keys, stretch, text
+from hfserve.tasks.pieces import encoded_row, log_odds, pieces
+from hfserve.tasks.spans import Side, Span, answers, best, side, span_of
 from hfserve.tasks.tokens import load_tokenizer, token_limit
 from hfserve.tasks.windows import Window, cut, prepare, rows_by_item, without_padding
 
@@ -27,6 +29,7 @@ class Question(NamedTuple):
     context: str
 
 
+ENDS = {"start": "start_logits", "end": "end_logits"}
 MOST_ANSWERS, LONGEST_ANSWER = 100, 512  # all spans of a context are compared
 
 
@@ -123,6 +126,29 @@ class QuestionAnswering(Task):
         """From start and end logits [windows, tokens] to the best answers of each item."""
         return [self._answers(mine, outputs, batch, params) for mine in rows_by_item(batch)]
 
+    def texts(self, item: Question) -> dict[str, str]:
+        """Return question and context."""
+        names = ("question", "context") if self.question_first else ("context", "question")
+        return {name: getattr(item, name) for name in names}
+
+    def targets(self, model: Model, batch: Batch, params: AnswerParams, asked: Sequence[Json]) -> list[list[Target]]:
+        """Two targets an item, the first and the last token of an answer.
+
+        A request's target is the rank of the answer, 0 for the best, or {"start", "end"}, a stretch of the context.
+        """
+        outputs = self.forward(model, batch, params)
+        items = rows_by_item(batch)
+        return one_by_one(lambda i: self._targets(items[i], outputs, batch, params, asked[i]), len(items))
+
+    def scores(self, outputs: Tensors, targets: Sequence[Target]) -> Tensor:
+        """Return the log-odds [rows] of an end of the answer against all other tokens of its window's context."""
+        logits = torch.stack([outputs[target.place[0]][row] for row, target in enumerate(targets)])
+        chosen, against = (torch.zeros_like(logits, dtype=torch.bool) for _ in range(2))
+        for row, target in enumerate(targets):
+            _, column, context = target.place
+            chosen[row, column], against[row, context] = True, True
+        return log_odds(logits, chosen, against & ~chosen)
+
     def proof(self, model: Model, batch: Batch) -> Tensors:
         """See `Task.proof`."""
         return without_padding(self.forward(model, batch, self.trial()), batch, self.pad_token_id)
@@ -162,16 +188,75 @@ class QuestionAnswering(Task):
 
     def _answers(self, rows: Sequence[int], outputs: Tensors, batch: Batch, params: AnswerParams) -> Json:
         """Read the answers to one question out of the windows of its context."""
+        found = [record for record, _ in self._found(rows, outputs, batch, params, params.top_k)]
+        return found[0] if params.top_k == 1 else found
+
+    def _found(
+        self, rows: Sequence[int], outputs: Tensors, batch: Batch, params: AnswerParams, most: int
+    ) -> list[tuple[Json, Span | None]]:
+        """Return the best answers with their spans; there being none has no span."""
         item: Question = batch.notes[rows[0]][0]
         windows: list[Window] = [batch.notes[row][1] for row in rows]
-        starts, ends = (self._side(outputs[name], rows, windows, params) for name in ("start_logits", "end_logits"))
+        starts, ends = self._sides(rows, outputs, batch, params)
         spans = best(starts, ends, params.max_answer_len)
-        found = list(islice(answers(item.context, windows, spans, params.align_to_words), params.top_k))
+        found: list[tuple[Json, Span | None]] = list(
+            islice(answers(item.context, windows, spans, params.align_to_words), most)
+        )
         if starts.nothing is not None and ends.nothing is not None:
             score = float((starts.nothing + ends.nothing).exp())
-            found.append({"answer": "", "score": score, "start": 0, "end": 0})
-            found.sort(key=lambda record: -record["score"])
-        return found[0] if params.top_k == 1 else found[: params.top_k]
+            found.append(({"answer": "", "score": score, "start": 0, "end": 0}, None))
+            found.sort(key=lambda answer: -answer[0]["score"])
+        return found[:most]
+
+    def _sides(self, rows: Sequence[int], outputs: Tensors, batch: Batch, params: AnswerParams) -> tuple[Side, Side]:
+        windows: list[Window] = [batch.notes[row][1] for row in rows]
+        starts, ends = (self._side(outputs[name], rows, windows, params) for name in ENDS.values())
+        return starts, ends
+
+    def _targets(
+        self, rows: Sequence[int], outputs: Tensors, batch: Batch, params: AnswerParams, asked: Json
+    ) -> list[Target]:
+        """Choose the answer to explain: both its ends are explained."""
+        find = self._stretch if isinstance(asked, dict) else self._ranked
+        record, span = find(rows, outputs, batch, params, asked)
+        row = rows[span.window if span else 0]
+        item, window = batch.notes[row]
+        first = self.left(batch.tensors["input_ids"][row])
+        context = [column + first for column in window.columns]
+        columns = (context[span.first], context[span.last]) if span else (window.special + first,) * 2
+        inputs = encoded_row(self.tokenizer, window.encoding)
+        tokens = pieces(window.encoding, self.texts(item), self.left(window.encoding))
+        return [
+            Target(name, record, inputs, tokens, (output, column, context))
+            for (name, output), column in zip(ENDS.items(), columns, strict=True)
+        ]
+
+    def _ranked(
+        self, rows: Sequence[int], outputs: Tensors, batch: Batch, params: AnswerParams, asked: Json
+    ) -> tuple[Json, Span | None]:
+        rank = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked or 0
+        if type(rank) is not int or not 0 <= rank < MOST_ANSWERS:
+            most = MOST_ANSWERS - 1
+            raise BadRequest(
+                f'Give {{"start", "end"}} in the context, or an answer\'s rank from 0 to {most}.', "target"
+            )
+        found = self._found(rows, outputs, batch, params, rank + 1)
+        if rank >= len(found):
+            raise Unprocessable(f"There are {len(found)} answers: give a rank below that.", "target")
+        return found[rank]
+
+    def _stretch(
+        self, rows: Sequence[int], outputs: Tensors, batch: Batch, params: AnswerParams, asked: dict[str, Json]
+    ) -> tuple[Json, Span | None]:
+        """Take a stretch of the context for an answer, whatever the model thinks of it."""
+        item: Question = batch.notes[rows[0]][0]
+        start, end = stretch(asked, ("start", "end"), item.context)
+        span = span_of([batch.notes[row][1] for row in rows], start, end)
+        if span is None:
+            raise Unprocessable("The model sees nothing between start and end: give the place of a word.", "target")
+        starts, ends = self._sides(rows, outputs, batch, params)
+        score = float((starts.tokens[span.window][span.first] + ends.tokens[span.window][span.last]).exp())
+        return {"answer": item.context[start:end], "score": score, "start": start, "end": end}, span
 
     def _side(self, logits: Tensor, rows: Sequence[int], windows: Sequence[Window], params: AnswerParams) -> Side:
         own = [

@@ -13,9 +13,10 @@ from transformers import AutoConfig, PretrainedConfig
 
 from hfserve.config import HandlerConfig
 from hfserve.errors import BadRequest, Unprocessable
-from hfserve.tasks.base import Batch, Json, Refused, Task, Tensors, Truncation, choice, count
+from hfserve.tasks.base import Batch, Json, Model, Refused, Target, Task, Tensors, Truncation, choice, count, one_by_one
 from hfserve.tasks.inputs import each, join, refuse_other_keys, text, text_key
-from hfserve.tasks.labels import read_labels
+from hfserve.tasks.labels import find_label, read_labels
+from hfserve.tasks.pieces import encoded_row, log_odds, pieces
 from hfserve.tasks.tokens import load_tokenizer, token_limit
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -57,6 +58,7 @@ class SequenceClassification(Task):
 
     name = "sequence_classification"
     auto_class = "AutoModelForSequenceClassification"
+    several = False
     Params = ClassificationParams
     columns: ClassVar[dict[str, str]] = {"label": "BYTES", "score": "FP32"}
 
@@ -77,8 +79,11 @@ class SequenceClassification(Task):
         return len(item.text) + len(item.pair or "")
 
     def encode(self, items: Sequence[Text], params: ClassificationParams) -> Batch:
-        """Tokenise all items in one call, and what is too long again, cut. Tensors are [items, tokens]."""
-        rows = self._tokenise(items)
+        """Tokenise all items in one call, and what is too long again, cut. Tensors are [items, tokens].
+
+        Notes are (item, the tokenizer's account of its tokens, or None where it gives none).
+        """
+        rows, encodings = self._tokenise(items)
         empty = BadRequest("The text has nothing that this model reads: send other text.")
         if nothing := {i: empty for i, ids in enumerate(rows["input_ids"]) if not ids}:
             raise Refused(nothing)
@@ -86,14 +91,17 @@ class SequenceClassification(Task):
         if too_long and params.truncation == "error":
             raise Refused({i: self._refusal(tokens) for i, tokens in too_long.items()})
         if too_long:
-            cut = self._tokenise([items[i] for i in too_long], truncation=True, max_length=self.max_tokens)
+            cut, shorter = self._tokenise([items[i] for i in too_long], truncation=True, max_length=self.max_tokens)
             for name, values in rows.items():
                 for i, value in zip(too_long, cut[name], strict=True):
                     values[i] = value
+            for i, encoding in zip(too_long, shorter, strict=True):
+                encodings[i] = encoding
         padded = self.tokenizer.pad(rows, padding="longest", return_tensors="pt")
         return Batch(
             tensors=dict(padded),
             owner=range(len(items)),
+            notes=list(zip(items, encodings, strict=True)),
             truncated={i: Truncation(tokens, len(rows["input_ids"][i])) for i, tokens in too_long.items()},
         )
 
@@ -107,6 +115,36 @@ class SequenceClassification(Task):
             for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
+    def texts(self, item: Text) -> dict[str, str]:
+        """Return the text, and its partner if it has one."""
+        return {"text": item.text} | ({} if item.pair is None else {"text_pair": item.pair})
+
+    def targets(
+        self, model: Model, batch: Batch, params: ClassificationParams, asked: Sequence[Json]
+    ) -> list[list[Target]]:
+        """One target an item: the label asked for by name or index, or the best."""
+        outputs = self.forward(model, batch, params)
+        scores = FUNCTIONS[params.function_to_apply or self.function](outputs["logits"])
+        best = scores.argmax(dim=-1).tolist()
+
+        def find(i: int) -> list[Target]:
+            item, encoding = batch.notes[i]
+            index = best[i] if asked[i] is None else find_label(self.labels, asked[i])
+            record = {"label": self.labels[index], "score": float(scores[i, index])}
+            tokens = pieces(encoding, self.texts(item), self.left(encoding))
+            return [Target(self.labels[index], record, encoded_row(self.tokenizer, encoding), tokens, index)]
+
+        return one_by_one(find, len(batch.notes))
+
+    def scores(self, outputs: Tensors, targets: Sequence[Target]) -> Tensor:
+        """Return the log-odds of one label of several; of labels that each stand alone the logit, which is the same."""
+        logits = outputs["logits"]
+        places = torch.tensor([target.place for target in targets], device=logits.device)
+        if self.function != "softmax":
+            return logits.gather(1, places[:, None])[:, 0]
+        chosen = torch.zeros_like(logits, dtype=torch.bool).scatter(1, places[:, None], value=True)
+        return log_odds(logits, chosen, ~chosen)
+
     def brief(self, result: Json) -> str:
         """Return the best label, as TorchServe's example answers; of a single one, which says nothing, the score."""
         return str(result[0]["label" if len(self.labels) > 1 else "score"])
@@ -119,11 +157,16 @@ class SequenceClassification(Task):
         """Return labels in the order of the model's outputs, and limits."""
         return {"labels": self.labels, "function_to_apply": self.function, "max_tokens": self.max_tokens}
 
-    def _tokenise(self, items: Sequence[Text], **options: Any) -> dict[str, list[list[int]]]:  # noqa: ANN401
-        """Token ids and their companions, by name, one unpadded list per item."""
+    def _tokenise(
+        self,
+        items: Sequence[Text],
+        **options: Any,  # noqa: ANN401
+    ) -> tuple[dict[str, list[list[int]]], list[Any]]:
+        """Token ids and their companions, by name, one unpadded list per item; and the tokenizer's account of each."""
         texts = [item.text if item.pair is None else (item.text, item.pair) for item in items]
         # verbose=False: transformers would log a warning for what we report to the client
-        return dict(self.tokenizer(texts, verbose=False, **options))
+        rows = self.tokenizer(texts, verbose=False, **options)
+        return dict(rows), list(rows.encodings or [None] * len(items))
 
     def _refusal(self, tokens: int) -> Unprocessable:
         return Unprocessable(

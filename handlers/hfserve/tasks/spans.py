@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hfserve.tasks.base import Json
+from hfserve.tasks.pieces import in_word, trimmed
 from hfserve.tasks.windows import Window
 
 BLOCK = 1024  # spans that are brought to Python at a time; mostly the first few are all that is asked for
@@ -59,14 +59,25 @@ def best(starts: Side, ends: Side, longest: int) -> Iterator[Span]:
                 yield Span(score, window, first, first + further)
 
 
-def answers(context: str, windows: Sequence[Window], spans: Iterable[Span], whole_words: bool) -> Iterator[Json]:
+def answers(
+    context: str, windows: Sequence[Window], spans: Iterable[Span], whole_words: bool
+) -> Iterator[tuple[Json, Span]]:
     """Yield a record for each span, but none twice: overlapping windows, and spans of one word, give the same text."""
     seen = set()
     for span in spans:
         start, end = _place(context, windows[span.window], span, whole_words)
         if start < end and (start, end) not in seen:
             seen.add((start, end))
-            yield {"answer": context[start:end], "score": span.score, "start": start, "end": end}
+            yield {"answer": context[start:end], "score": span.score, "start": start, "end": end}, span
+
+
+def span_of(windows: Sequence[Window], start: int, end: int, score: float = 0.0) -> Span | None:
+    """Return the tokens of characters `start` to `end`, in the window that holds most of them; None if none does."""
+    best: list[tuple[int, int]] = []
+    for number, window in enumerate(windows):
+        inside = [(number, i) for i, (first, last) in enumerate(window.offsets) if first < end and last > start]
+        best = max(best, inside, key=len)
+    return Span(score, best[0][0], best[0][1], best[-1][1]) if best else None
 
 
 def _place(context: str, window: Window, span: Span, whole_words: bool) -> tuple[int, int]:
@@ -74,22 +85,15 @@ def _place(context: str, window: Window, span: Span, whole_words: bool) -> tuple
 
     Some tokenizers count punctuation to the word before it: the full stop behind an answer is not part of it.
     """
-    start, end = window.offsets[span.first][0], window.offsets[span.last][1]
-    inside = context[start:end]  # some tokenizers count a blank to the word behind it
-    start, end = end - len(inside.lstrip()), start + len(inside.rstrip())
+    start, end = trimmed(context, window.offsets[span.first][0], window.offsets[span.last][1])
     if not whole_words or start >= end:
         return start, end
     least, most = _word(window, span.first)[0], _word(window, span.last)[1]
-    while start > least and _in_word(context[start - 1]):
+    while start > least and in_word(context[start - 1]):
         start -= 1
-    while end < most and _in_word(context[end]):
+    while end < most and in_word(context[end]):
         end += 1
     return start, end
-
-
-def _in_word(character: str) -> bool:
-    """Whether a character can stand within a word: a letter, digit, accent or vowel sign, or what joins such."""
-    return unicodedata.category(character)[0] in "LNM" or character in "\u200c\u200d"
 
 
 def _word(window: Window, token: int) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,13 +14,28 @@ from transformers import AutoConfig, GenerationConfig, StoppingCriteriaList
 
 from hfserve.config import HandlerConfig
 from hfserve.errors import BadRequest, ConfigError, RequestError, Unprocessable
-from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, Truncation, choice, count, number
+from hfserve.tasks.base import (
+    Batch,
+    Json,
+    Model,
+    Refused,
+    Target,
+    Task,
+    Tensors,
+    Truncation,
+    choice,
+    count,
+    number,
+    one_by_one,
+)
 from hfserve.tasks.inputs import each, lone_text
+from hfserve.tasks.pieces import Row, pieces
 from hfserve.tasks.stops import Stops
 from hfserve.tasks.tokens import load_tokenizer, token_limit
 
 TRIAL_TOKENS = 3  # the first and the later ones are all that differs
 NEW_TOKENS = 64  # of an answer where the request does not say
+EXPLAINED_TOKENS = 16  # of an explanation: each costs as much as the whole answer many times
 MOST_BEAMS = 16
 MOST_STOPS, LONGEST_STOP = 16, 200  # each is looked for at each token
 RANGES = {"temperature": (0.01, 100), "top_p": (0.001, 1), "repetition_penalty": (0.1, 10)}
@@ -71,11 +86,12 @@ class GenerationParams:
 
 
 class Prompt(NamedTuple):
-    """A row's text, its tokens, and how many may follow them."""
+    """A row's text, its tokens, how many may follow them, and the tokenizer's account of the text before it was cut."""
 
     text: str
     ids: list[int]
     new_tokens: int
+    encoding: Any
 
 
 class TextGeneration(Task):
@@ -84,6 +100,7 @@ class TextGeneration(Task):
     name = "text_generation"
     auto_class = "AutoModelForCausalLM"
     needs = "generate"
+    scoring: ClassVar[dict[str, Any]] = {"logits_to_keep": 1}
     Params = GenerationParams
     columns: ClassVar[dict[str, str]] = {"generated_text": "BYTES"}
 
@@ -116,7 +133,8 @@ class TextGeneration(Task):
 
     def encode(self, items: Sequence[str], params: GenerationParams) -> Batch:
         """Tokenise all prompts, padded on the left: what is generated follows the last token of each row."""
-        rows: list[list[int]] = self.tokenizer(list(items), verbose=False)["input_ids"]
+        tokens = self.tokenizer(list(items), verbose=False)
+        rows: list[list[int]] = tokens["input_ids"]
         if nothing := {i: _nothing() for i, ids in enumerate(rows) if not ids}:
             raise Refused(nothing)
         most = self.max_tokens - (params.max_new_tokens or 1)
@@ -125,8 +143,8 @@ class TextGeneration(Task):
             raise Refused({i: self._refusal(tokens, params) for i, tokens in too_long.items()})
         rows = [ids[-most:] for ids in rows]
         prompts = [
-            Prompt(text, ids, params.max_new_tokens or min(NEW_TOKENS, self.max_tokens - len(ids)))
-            for text, ids in zip(items, rows, strict=True)
+            Prompt(text, ids, params.max_new_tokens or min(NEW_TOKENS, self.max_tokens - len(ids)), encoding)
+            for text, ids, encoding in zip(items, rows, tokens.encodings or [None] * len(items), strict=True)
         ]
         return Batch(
             tensors=self._padded(rows, "left"),
@@ -178,6 +196,68 @@ class TextGeneration(Task):
             for prompt, ids in zip(batch.notes, outputs["sequences"].tolist(), strict=True)
         ]
 
+    def texts(self, item: str) -> dict[str, str]:
+        """Return the prompt."""
+        return {"prompt": item}
+
+    def targets(
+        self, model: Model, batch: Batch, params: GenerationParams, asked: Sequence[Json]
+    ) -> list[list[Target]]:
+        """One target for each token that the model writes, or for each of a text that a request's target gives.
+
+        Where the target is a number it is that token's alone, counted from 0.
+        """
+        written = self.forward(model, batch, params)["sequences"].tolist()
+        return one_by_one(lambda i: self._targets(model, batch.notes[i], written[i], params, asked[i]), len(written))
+
+    def scores(self, outputs: Tensors, targets: Sequence[Target]) -> torch.Tensor:
+        """Return the log-probability [rows] of the target's token behind the row."""
+        logits = outputs["logits"][:, -1]
+        places = torch.tensor([target.place for target in targets], device=logits.device)
+        return logits.log_softmax(dim=-1).gather(1, places[:, None])[:, 0]
+
+    def stack(self, rows: Sequence[Row]) -> Tensors:
+        """See `Task.stack`; on the left, so that what is scored follows the last column."""
+        tensors = self._padded([row["input_ids"] for row in rows], "left")
+        # a model does not count by its mask
+        return tensors | {"position_ids": (tensors["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)}
+
+    def _targets(
+        self, model: Model, prompt: Prompt, written: list[int], params: GenerationParams, asked: Json
+    ) -> list[Target]:
+        """Choose the tokens to explain that follow a prompt."""
+        ids = self._asked(prompt, asked) if isinstance(asked, str) else self._before_end(written)
+        ids = ids[: params.max_new_tokens or EXPLAINED_TOKENS] if asked is None else ids
+        if not ids:
+            return []
+        if asked is not None and not isinstance(asked, str) and (type(asked) is not int or not 0 <= asked < len(ids)):
+            raise Unprocessable(
+                f"Give the text that follows, or the number of a token from 0 to {len(ids) - 1}.", "target"
+            )
+        tokens = pieces(prompt.encoding, self.texts(prompt.text))
+        cut = len(prompt.encoding.ids) - len(prompt.ids)
+        logits = model.run(self._padded([[*prompt.ids, *ids]], "right"))["logits"][0, len(prompt.ids) - 1 :]
+        chances = logits.softmax(dim=-1)
+        found = []
+        for k, token in enumerate(ids):
+            name = self._text(prompt, ids[: k + 1], ())[len(self._text(prompt, ids[:k], ())) :]
+            row = [*prompt.ids, *ids[:k]]
+            # from the right, where rows end; what was cut from the beginning has no column
+            places = [replace(piece, column=piece.column - cut - len(row)) for piece in tokens if piece.column >= cut]
+            record = {"token": name, "score": float(chances[k, token])}
+            found.append(Target(name, record, {"input_ids": row}, places, token))
+        return [found[asked]] if isinstance(asked, int) else found
+
+    def _asked(self, prompt: Prompt, text: str) -> list[int]:
+        """Return the tokens of a text that a request wants explained as an answer."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not ids or len(prompt.ids) + len(ids) > self.max_tokens:
+            room = self.max_tokens - len(prompt.ids)
+            raise Unprocessable(
+                f"The text has {len(ids)} tokens, and behind this prompt it may have 1 to {room}.", "target"
+            )
+        return ids
+
     def brief(self, result: Json) -> str:
         """Return the text, as TorchServe's example does, which has the prompt before it."""
         return str(result["generated_text"])
@@ -218,11 +298,14 @@ class TextGeneration(Task):
 
     def _text(self, prompt: Prompt, ids: list[int], stop: Sequence[str]) -> str:
         """Read the new tokens up to the first end token or stop text."""
-        end = next((i for i, token in enumerate(ids) if token in self.ends), len(ids))
-        before, whole = self._decode(prompt.ids), self._decode([*prompt.ids, *ids[:end]])
+        ids = self._before_end(ids)
+        before, whole = self._decode(prompt.ids), self._decode([*prompt.ids, *ids])
         # decoded together, because many tokenizers drop a space at the beginning
-        text = whole[len(before) :] if whole.startswith(before) else self._decode(ids[:end])
+        text = whole[len(before) :] if whole.startswith(before) else self._decode(ids)
         return text[: min([text.find(mark) for mark in stop if mark in text], default=len(text))]
+
+    def _before_end(self, ids: list[int]) -> list[int]:
+        return ids[: next((i for i, token in enumerate(ids) if token in self.ends), len(ids))]
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

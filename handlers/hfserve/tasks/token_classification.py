@@ -7,18 +7,19 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig
 
 from hfserve.config import HandlerConfig
-from hfserve.errors import BadRequest
-from hfserve.tasks.base import Batch, Json, Model, Refused, Task, Tensors, choice, count
-from hfserve.tasks.entities import STRATEGIES, Token
-from hfserve.tasks.inputs import each, lone_text, text
-from hfserve.tasks.labels import read_labels
+from hfserve.errors import BadRequest, Unprocessable
+from hfserve.tasks.base import Batch, Json, Model, Refused, Target, Task, Tensors, choice, count, one_by_one
+from hfserve.tasks.entities import STRATEGIES, Token, kind
+from hfserve.tasks.inputs import each, lone_text, stretch, text
+from hfserve.tasks.labels import find_label, read_labels
+from hfserve.tasks.pieces import encoded_row, log_odds, pieces, trimmed
 from hfserve.tasks.tokens import load_tokenizer, token_limit
 from hfserve.tasks.windows import Window, cut, kept, prepare, rows_by_item, without_padding
 
@@ -60,6 +61,23 @@ class EntityParams:
 
 def _are_labels(value: object) -> bool:
     return isinstance(value, list | tuple | frozenset) and all(isinstance(label, str) for label in value)
+
+
+class Judged(NamedTuple):
+    """A text and its tokens, each with its (row, column) in the batch and its scores [tokens, labels]."""
+
+    item: Passage
+    tokens: Sequence[Token]
+    places: Sequence[tuple[int, int]]
+    scores: Tensor
+
+    def within(self, start: int, end: int) -> list[int]:
+        """Return the tokens that lie inside of a stretch of the text."""
+        return [i for i, t in enumerate(self.tokens) if t.start < t.end and start <= t.start and t.end <= end]
+
+    def over(self, start: int, end: int) -> list[int]:
+        """Return the tokens that share characters with a stretch of the text."""
+        return [i for i, t in enumerate(self.tokens) if t.start < end and t.end > start]
 
 
 class TokenClassification(Task):
@@ -158,20 +176,119 @@ class TokenClassification(Task):
     def _stride(self, params: EntityParams) -> int:
         return self.room // 4 if params.stride is None else params.stride
 
+    def texts(self, item: Passage) -> dict[str, str]:
+        """Return the text."""
+        return {"text": item.text}
+
+    def targets(self, model: Model, batch: Batch, params: EntityParams, asked: Sequence[Json]) -> list[list[Target]]:
+        """One target for each entity found; or for those of a label, or for one token or stretch of text.
+
+        A request's target is a label, {"start", "end", "label"} with the label's default the likeliest, or, as in
+        TorchServe's example, [token, label].
+        """
+        scores = torch.softmax(self.forward(model, batch, params)["logits"], dim=-1)
+        texts = [self._judged(mine, scores, batch, params) for mine in rows_by_item(batch)]
+        return one_by_one(lambda i: self._targets(texts[i], batch, params, asked[i]), len(texts))
+
+    def scores(self, outputs: Tensors, targets: Sequence[Target]) -> Tensor:
+        """Return the mean log-odds of the target's labels over its tokens [rows]."""
+        logits = outputs["logits"]
+        pairs = [(row, column % logits.shape[1]) for row, target in enumerate(targets) for column in target.place[0]]
+        rows, columns = torch.tensor(pairs, device=logits.device).T
+        chosen = torch.zeros(len(targets), logits.shape[2], dtype=torch.bool, device=logits.device)
+        for row, target in enumerate(targets):
+            chosen[row, target.place[1]] = True
+        odds = log_odds(logits[rows, columns], chosen[rows], ~chosen[rows])
+        return odds.new_zeros(len(targets)).index_add(0, rows, odds) / torch.bincount(rows, minlength=len(targets))
+
     def _entities(self, rows: Sequence[int], scores: Tensor, batch: Batch, params: EntityParams) -> list[Json]:
         """Put the windows of one text together, and read its entities."""
+        return self._read(self._judged(rows, scores, batch, params), params)
+
+    def _read(self, judged: Judged, params: EntityParams) -> list[Json]:
+        found = STRATEGIES[params.aggregation_strategy](
+            judged.tokens, judged.scores, self.labels, self.tokenizer.convert_tokens_to_string
+        )
+        return [r for r in found if not {r.get("entity"), r.get("entity_group")}.intersection(params.ignore_labels)]
+
+    def _judged(self, rows: Sequence[int], scores: Tensor, batch: Batch, params: EntityParams) -> Judged:
+        """Put the windows of one text together: each token once, from the window that judges it."""
         item: Passage = batch.notes[rows[0]][0]
         windows: list[Window] = [batch.notes[row][1] for row in rows]
         starts = _starts(item, params.delimiter)
         tokens: list[Token] = []
+        places: list[tuple[int, int]] = []
         judged: list[Tensor] = []
         for row, window, keep in zip(rows, windows, kept(windows, self._stride(params)), strict=True):
             judged.append(scores[row, window.columns.start : window.columns.stop][keep])
+            places += [(row, column) for column in window.columns[keep]]
             tokens += self._tokens(item, window, keep, windows[0].columns.start + len(tokens), starts)
-        found = STRATEGIES[params.aggregation_strategy](
-            tokens, torch.cat(judged), self.labels, self.tokenizer.convert_tokens_to_string
+        return Judged(item, tokens, places, torch.cat(judged))
+
+    def _targets(self, judged: Judged, batch: Batch, params: EntityParams, asked: Json) -> list[Target]:
+        """Choose what to explain of one text."""
+        if isinstance(asked, dict):
+            return [self._stretch(judged, batch, params, asked)]
+        if isinstance(asked, list):
+            return [self._token(judged, batch, params, asked)]
+        records = self._read(judged, params)
+        if asked is not None:
+            wanted = asked if asked in map(kind, self.labels) else kind(self.labels[find_label(self.labels, asked)])
+            records = [r for r in records if kind(r.get("entity_group") or r["entity"]) == wanted]
+        return [self._target(judged, judged.within(r["start"], r["end"]), batch, params, r) for r in records]
+
+    def _stretch(self, judged: Judged, batch: Batch, params: EntityParams, asked: dict[str, Json]) -> Target:
+        """Explain the label of a stretch of the text."""
+        start, end = stretch(asked, ("start", "end", "label"), judged.item.text)
+        tokens = judged.within(start, end) or judged.over(start, end)
+        if not tokens:
+            raise Unprocessable("The model sees nothing between start and end: give the place of a word.", "target")
+        return self._target(judged, tokens, batch, params, self._record(judged, tokens, asked.get("label")))
+
+    def _token(self, judged: Judged, batch: Batch, params: EntityParams, asked: list[Json]) -> Target:
+        """Explain a label of one token, as TorchServe's example asks for it: special tokens counted."""
+        if len(asked) != 2 or type(asked[0]) is not int:
+            raise BadRequest("Give [token, label], the number of a token and a label.", "target")
+        tokens = [i for i, token in enumerate(judged.tokens) if token.index == asked[0]]
+        if not tokens:
+            first, last = judged.tokens[0].index, judged.tokens[-1].index
+            raise Unprocessable(f"No such token of the text: give a number from {first} to {last}.", "target")
+        return self._target(judged, tokens, batch, params, self._record(judged, tokens, asked[1]))
+
+    def _record(self, judged: Judged, tokens: Sequence[int], label: Json) -> Json:
+        """Return what tokens are judged to be, or how likely a label is that they are asked for."""
+        mean = judged.scores[list(tokens)].mean(dim=0)
+        name = kind(self.labels[int(mean.argmax()) if label is None else find_label(self.labels, label)])
+        seen = [judged.tokens[i] for i in tokens]
+        start, end = seen[0].start, seen[-1].end
+        score = float(mean[self._indices(name)].sum())
+        return {
+            "entity_group": name, "score": score, "word": judged.item.text[start:end], "start": start, "end": end
+        }  # fmt: skip
+
+    def _indices(self, name: str) -> list[int]:
+        """Return the labels that a name stands for: one, or all of its kind."""
+        if name in self.labels:
+            return [self.labels.index(name)]
+        return [i for i, label in enumerate(self.labels) if kind(label) == name]
+
+    def _target(
+        self, judged: Judged, tokens: Sequence[int], batch: Batch, params: EntityParams, record: Json
+    ) -> Target:
+        """Make the target of an entity's tokens; of those in two windows, of the window with more of them."""
+        rows = [judged.places[i][0] for i in tokens]
+        row = max(rows, key=rows.count)
+        item, window = batch.notes[row]
+        name = record.get("entity_group") or record["entity"]
+        first = self.left(batch.tensors["input_ids"][row])
+        columns = [judged.places[i][1] + first for i in tokens if judged.places[i][0] == row]
+        return Target(
+            name,
+            record,
+            encoded_row(self.tokenizer, window.encoding),
+            pieces(window.encoding, self.texts(item), self.left(window.encoding), _starts(item, params.delimiter)),
+            (columns, self._indices(name)),
         )
-        return [r for r in found if not {r.get("entity"), r.get("entity_group")}.intersection(params.ignore_labels)]
 
     def _tokens(self, item: Passage, window: Window, keep: slice, first: int, starts: Sequence[int]) -> Iterator[Token]:
         """Say of each token where it stands, and whether it goes on with a word.
@@ -185,7 +302,7 @@ class TokenClassification(Task):
             zip(ids, pieces, window.offsets[keep], window.words[keep], strict=True)
         ):
             moved = starts[word] if starts and word is not None else 0
-            place = _trimmed(item.text, start + moved, end + moved)
+            place = trimmed(item.text, start + moved, end + moved)
             if number == self.tokenizer.unk_token_id:
                 yield Token(item.text[slice(*place)], *place, first + i, continues=False)
             else:
@@ -198,14 +315,6 @@ class TokenClassification(Task):
         if self.marked:
             return len(piece) != end - start
         return start > 0 and " " not in text[start - 1 : start + 1]
-
-
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """Leave out the blanks that some tokenizers count to the word behind them."""
-    inside = text[start:end]
-    if not inside.strip():
-        return start, start
-    return start + len(inside) - len(inside.lstrip()), end - len(inside) + len(inside.rstrip())
 
 
 def _joined(entry: Json, place: str, delimiter: str) -> Passage:

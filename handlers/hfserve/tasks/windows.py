@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,7 @@ class Window:
 
     ids, offsets, words: of those tokens; offsets are (start, end) in characters, words their place in the text (None
     where the tokenizer does not say). special: the column of the token that stands for the whole row, if it has one.
+    encoding: the tokenizer's own account of the row, before it was padded.
     """
 
     columns: range
@@ -25,6 +26,7 @@ class Window:
     offsets: Sequence[tuple[int, int]]
     words: Sequence[int | None]
     special: int
+    encoding: Any
 
 
 def cut(
@@ -102,9 +104,10 @@ def _window(encoding: Any, part: int, cls: int | None) -> Window:  # noqa: ANN40
         offsets=encoding.offsets[first:stop],
         words=encoding.word_ids[first:stop],
         special=encoding.ids.index(cls) if cls in encoding.ids else 0,
+        encoding=encoding,
     )
 
 
 def _shift(window: Window, by: int) -> Window:
     columns = range(window.columns.start + by, window.columns.stop + by)
-    return Window(columns, window.ids, window.offsets, window.words, window.special + by)
+    return replace(window, columns=columns, special=window.special + by)

@@ -1,0 +1,273 @@
+"""Why the model said so: the share of each token in a score of the model, by Captum. It knows no task.
+
+A task says what there is to explain as targets, each a row of the model's inputs and a score of its outputs. Rows of
+several targets, and several steps of each, go through the model together, as many as fit into memory.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from itertools import groupby
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from hfserve.embedded import LATE, Embedded, Rows
+from hfserve.errors import RequestError, TooSlow, Unprocessable
+from hfserve.isolation import isolated_rows
+from hfserve.tasks.base import Json, Target, Task, choice, count, number
+
+FIRST_STEPS = 24  # by Gauss-Legendre, enough for most texts; where it is not they are doubled
+MOST_STEPS = 1000
+MEMORY = 0.25  # of what is free, for what a pass keeps for its gradients
+MOST_TOKENS = {"cpu": 4096, "cuda": 262_144}  # of a pass: more gains nothing, and time is looked at between passes
+
+
+@dataclass(frozen=True)
+class ExplanationParams:
+    """What a request may ask for, beside what the task takes.
+
+    method: layer_integrated_gradients, input_x_gradient or occlusion.
+    n_steps: points on the way from baseline to input; null for as many as the tolerance takes.
+    tolerance: by how much the shares may miss the score that they should add up to, relative to the sum of their sizes.
+    """
+
+    method: str = "layer_integrated_gradients"
+    n_steps: int | None = None
+    tolerance: float | None = 0.02
+
+    def __post_init__(self) -> None:
+        choice("method", self.method, list(METHODS))
+        count("n_steps", self.n_steps, or_null="as many as the tolerance takes", most=MOST_STEPS)
+        object.__setattr__(self, "tolerance", number("tolerance", self.tolerance, 1e-6, 1) or 0.02)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """The shares [pieces] of a target's tokens in its score, and the score itself of the input and of the baseline.
+
+    steps and converged are None where the method knows no steps.
+    """
+
+    shares: Sequence[float]
+    input_score: float
+    baseline_score: float
+    steps: int | None = None
+    converged: bool | None = None
+
+    @property
+    def delta(self) -> float:
+        """By how much the shares miss what integrated gradients add up to."""
+        return sum(self.shares) - (self.input_score - self.baseline_score)
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the shares add up; where all are 0 nothing can be told apart."""
+        return abs(self.delta) <= tolerance * sum(map(abs, self.shares)) or not any(self.shares)
+
+
+def integrated_gradients(rows: Rows, steps: int, most: int) -> Tensor:
+    """Sundararajan, Taly and Yan, arXiv:1703.01365, at the layer of the embeddings: shares [rows, tokens]."""
+    from captum.attr import IntegratedGradients  # half a second, which only who asks for it pays
+
+    found: Tensor = IntegratedGradients(rows.scores).attribute(
+        rows.inputs,
+        rows.baselines,
+        additional_forward_args=(rows.every,),
+        n_steps=steps,
+        internal_batch_size=max(most, len(rows.every)),
+    )
+    return found.sum(dim=-1)
+
+
+def input_x_gradient(rows: Rows, steps: int, most: int) -> Tensor:
+    """Shrikumar and others, arXiv:1605.01713: shares [rows, tokens]."""
+    from captum.attr import InputXGradient
+
+    inputs = rows.inputs.clone().requires_grad_()
+    found: Tensor = InputXGradient(rows.scores).attribute(inputs, additional_forward_args=(rows.every,))
+    return found.detach().sum(dim=-1)
+
+
+def occlusion(rows: Rows, steps: int, most: int) -> Tensor:
+    """Zeiler and Fergus, arXiv:1311.2901: what the score loses when a token gives way to the baseline's."""
+    from captum.attr import Occlusion
+
+    found: Tensor = Occlusion(rows.scores).attribute(
+        rows.inputs,
+        sliding_window_shapes=(1, rows.inputs.shape[2]),
+        baselines=rows.baselines,
+        additional_forward_args=(rows.every,),
+        perturbations_per_eval=max(1, most // len(rows.every)),
+    )
+    return found[:, :, 0]  # each number of a token's vector is given what the whole of it is worth
+
+
+METHODS: dict[str, Callable[[Rows, int, int], Tensor]] = {
+    "layer_integrated_gradients": integrated_gradients,
+    "input_x_gradient": input_x_gradient,
+    "occlusion": occlusion,
+}
+STEPPED = ("layer_integrated_gradients",)
+
+
+class Work:
+    """A target, and what is known of it so far."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.tokens = len(target.row["input_ids"])
+        self.found: Attribution | RequestError = TooSlow(LATE)
+
+    @property
+    def open(self) -> bool:
+        """Whether more steps may bring it nearer to its tolerance."""
+        return isinstance(self.found, Attribution) and self.found.converged is False
+
+    def take(self, found: Attribution | RequestError) -> None:
+        """Keep what was found, unless it is that there was no time to better what is known."""
+        if not (isinstance(found, TooSlow) and isinstance(self.found, Attribution)):
+            self.found = found
+
+    def blame(self, error: RequestError) -> RequestError:
+        """See `Blamable`: an item may have many targets, so that their field says nothing."""
+        return error
+
+
+class Clock:
+    """What time is left, and how much work fits into it, from the work done so far."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline
+        self.pace = 0.0  # seconds for a unit of work
+
+    def allows(self, work: int) -> bool:
+        """Whether some work is likely to end in time."""
+        return time.monotonic() + 1.2 * self.pace * work < self.deadline
+
+    @contextmanager
+    def over(self, work: int) -> Iterator[None]:
+        """Time some work."""
+        start = time.monotonic()
+        yield
+        self.pace = (time.monotonic() - start) / work
+
+
+class Explainer:
+    """Explains scores of one model, of which it only calls `forward`."""
+
+    def __init__(self, model: nn.Module, task: Task) -> None:
+        if not find_spec("captum"):
+            raise Unprocessable("Explanations need the package captum, which this server lacks: predictions only.")
+        self.model = Embedded(model, task)
+        self.measured = (0, 0.0)  # tokens of the longest row that was measured, and bytes that each of them took
+
+    def explain(
+        self, targets: Sequence[Target], params: ExplanationParams, deadline: float
+    ) -> list[Attribution | RequestError]:
+        """Return the attribution of each target, in order; TooSlow for those that `deadline` leaves no time for.
+
+        deadline: seconds of the monotonic clock.
+        """
+        every = [Work(target) for target in targets]
+        clock = Clock(deadline)
+        waiting, steps = every, params.n_steps or FIRST_STEPS
+        while waiting:
+            for chunk in self._chunks(waiting):
+                self._round(chunk, params, steps, clock)
+            steps *= 2
+            more = params.n_steps is None and steps <= MOST_STEPS
+            waiting = [work for work in waiting if work.open and more]
+        return [work.found for work in every]
+
+    def _round(self, chunk: Sequence[Work], params: ExplanationParams, steps: int, clock: Clock) -> None:
+        """Explain a chunk with some number of steps, if there is time for it."""
+        effort = steps * sum(work.tokens for work in chunk)
+        if not clock.allows(effort):
+            return
+        with clock.over(effort):
+            found = isolated_rows(lambda part: self._attribute(part, params, steps, clock.deadline), chunk)
+        for work, result in zip(chunk, found, strict=True):
+            work.take(result)
+
+    def _attribute(
+        self, chunk: Sequence[Work], params: ExplanationParams, steps: int, deadline: float
+    ) -> list[Attribution]:
+        """Run Captum over a chunk."""
+        rows = self.model.rows([work.target for work in chunk], deadline)
+        shares = METHODS[params.method](rows, steps, self._rows_at_once(chunk[-1])).cpu()
+        found = []
+        for i, work in enumerate(chunk):
+            own = [float(shares[i, piece.column]) for piece in work.target.pieces]
+            result = Attribution(own, rows.input_scores[i], rows.baseline_scores[i])
+            if params.method in STEPPED:
+                result = replace(result, steps=steps, converged=result.within(params.tolerance or 0))
+            found.append(result)
+        return found
+
+    def _chunks(self, waiting: Sequence[Work]) -> Iterator[list[Work]]:
+        """Cut work into chunks that fit into one pass, rows of like length together, the shortest first."""
+        chunk: list[Work] = []
+        for work in sorted(waiting, key=lambda work: work.tokens):
+            if chunk and len(chunk) >= self._rows_at_once(work):
+                yield chunk
+                chunk = []
+            chunk.append(work)
+        yield chunk
+
+    def _rows_at_once(self, longest: Work) -> int:
+        """Return how many rows of a length fit into one pass, 1 at least."""
+        if longest.tokens > self.measured[0]:  # a token of a shorter row takes less, as attention is quadratic
+            self.measured = longest.tokens, self.model.bytes_kept(longest.target) / longest.tokens
+        device = self.model.device
+        fitting = MEMORY * _free_memory(device) / (self.measured[1] * longest.tokens)
+        return max(1, min(int(fitting), MOST_TOKENS.get(device.type, 4096) // longest.tokens))
+
+
+def _free_memory(device: torch.device) -> int:
+    """Return the bytes that can be had on a device."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + kept
+
+
+def record(target: Target, texts: dict[str, str], found: Attribution, method: str) -> Json:
+    """Return the answer that an attribution is: scores with their places in the texts, the squares of which add to 1.
+
+    texts: of the item, by name. `norm` times a score is the token's share in `input_score` - `baseline_score`.
+    """
+    norm = math.sqrt(sum(share * share for share in found.shares))
+    scores = [share / norm if norm else 0.0 for share in found.shares]
+    tokens = [
+        _place(texts, piece.field, piece.start, piece.end, score)
+        for piece, score in zip(target.pieces, scores, strict=True)
+    ]
+    words = []
+    for _, group in groupby(zip(target.pieces, scores, strict=True), key=lambda pair: pair[0].word):
+        pairs = list(group)
+        seen = [piece for piece, _ in pairs if piece.start < piece.end] or [pairs[0][0]]
+        words.append(_place(texts, seen[0].field, seen[0].start, seen[-1].end, sum(score for _, score in pairs)))
+    return {
+        "target": target.name,
+        "prediction": target.prediction,
+        "method": method,
+        "tokens": tokens,
+        "words": words,
+        "input_score": found.input_score,
+        "baseline_score": found.baseline_score,
+        "norm": norm,
+        "convergence_delta": found.delta,
+        "n_steps": found.steps,
+        "converged": found.converged,
+    }
+
+
+def _place(texts: dict[str, str], field: str, start: int, end: int, score: float) -> dict[str, Json]:
+    of = {"field": field} if len(texts) > 1 else {}
+    return {"text": texts[field][start:end], "start": start, "end": end, "score": score, **of}
