@@ -30,6 +30,11 @@ ALLOWED = {
     "hfserve.forms": {"hfserve.tasks", "hfserve.errors"},
     "hfserve.tasks": {"hfserve.tasks", "hfserve.config", "hfserve.errors"},
     "hfserve.engines": {"hfserve.engines", "hfserve.config", "hfserve.errors"},
+    "hfserve.pages": {"hfserve.explained", "hfserve.shades"},
+    "hfserve.pictures": {"hfserve.layout", "hfserve.explained", "hfserve.shades"},
+    "hfserve.layout": {"hfserve.explained"},
+    "hfserve.explained": set(),
+    "hfserve.shades": set(),
     "hfserve.config": {"hfserve.errors"},
     "hfserve.errors": set(),
 }
