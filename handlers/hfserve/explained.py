@@ -30,6 +30,10 @@ class Explained:
     records: Sequence[Record]
     lone: bool
 
+    def to_json(self) -> Any:  # noqa: ANN401  # a record or a list of them
+        """Return the one record, or the list of them."""
+        return self.records[0] if self.lone else list(self.records)
+
 
 def plain_text(item: Explained) -> str:
     """Return a line `target score` for each explanation, then a line for each word, the strongest first."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hfserve.errors import BadRequest
+from hfserve.explained import Explained
 from hfserve.tasks.base import Json, Task, Truncation
 
 
@@ -28,22 +29,6 @@ class Call:
     id: str | None = None  # the Open Inference Protocol's
     explain: bool = False  # asks why, and not what
     format: str = "json"  # or what else the Accept header or parameters.format asks for
-
-
-@dataclass(frozen=True)
-class Explained:
-    """The explanations of one item: of each score, a record as `explain.record` makes it.
-
-    texts: the item's texts by name, in order. lone: there is always one record.
-    """
-
-    texts: Mapping[str, str]
-    records: Sequence[dict[str, Json]]
-    lone: bool
-
-    def to_json(self) -> Json:
-        """Return one record or a list of them."""
-        return self.records[0] if self.lone else list(self.records)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from hfserve.engines import engine_class, engines_for
 from hfserve.engines.base import Engine
 from hfserve.errors import BadRequest, ConfigError, RequestError, TooLarge, TooSlow, Unprocessable, isolated
 from hfserve.explain import Attribution, Explainer, ExplanationParams, record
-from hfserve.forms import Answer, Call, Explained
+from hfserve.explained import Explained
+from hfserve.forms import Answer, Call
 from hfserve.isolation import Halve, isolated_rows
 from hfserve.pace import Paced
 from hfserve.proof import TOLERANCE, replay

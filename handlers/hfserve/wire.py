@@ -15,9 +15,12 @@ from http import HTTPStatus
 from socket import socket
 from typing import Any, Protocol
 
-from hfserve import forms, pages
+from hfserve import forms
 from hfserve.errors import BadRequest, RequestError, UnsupportedMediaType, isolated
+from hfserve.explained import plain_text, upstream_shape
 from hfserve.forms import Answer, Call, as_object
+from hfserve.pages import html_page
+from hfserve.pictures import svg_picture
 from hfserve.tasks.base import Json, Task
 
 BODY_NAMES = ("body", "data")  # the raw body, or the form field that holds it
@@ -277,7 +280,7 @@ def send_first(bodies: Mapping[int, str], context: Context) -> None:
     stream = next((i for i in bodies if "host" in map(str.lower, context.get_all_request_header(i))), None)
     if stream is None:
         return
-    parts = [(stream, bodies[stream], False), (stream, "", True)]
+    parts: list[tuple[int, str, bool | None]] = [(stream, bodies[stream], False), (stream, "", True)]
     parts += [(i, bodies[i], None) for i in bodies if i != stream]
     message = create_predict_response(
         [body for _, body, _ in parts],
@@ -325,20 +328,20 @@ def _render_json(call: Call, answer: Answer, task: Task, model_name: str) -> Res
 
 
 def _render_pages(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
-    return Response(pages.html_page(answer.results), headers={"content-type": "text/html; charset=utf-8"})
+    return Response(html_page(answer.results), headers={"content-type": "text/html; charset=utf-8"})
 
 
 def _render_picture(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
-    return Response(pages.svg_picture(answer.results), headers={"content-type": "image/svg+xml"})
+    return Response(svg_picture(answer.results), headers={"content-type": "image/svg+xml"})
 
 
 def _render_words(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
-    text = "\n\n".join(pages.plain_text(result) for result in answer.results)
+    text = "\n\n".join(plain_text(result) for result in answer.results)
     return Response(text, headers={"content-type": "text/plain; charset=utf-8"})
 
 
 def _render_upstream(call: Call, answer: Answer, task: Task, model_name: str) -> Response:
-    results = [pages.upstream_shape(result) for result in answer.results]
+    results = [upstream_shape(result) for result in answer.results]
     body = to_json(results[0] if answer.lone else results)
     return Response(body, headers={"content-type": "application/vnd.torchserve+json"})
 

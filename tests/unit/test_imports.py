@@ -1,4 +1,4 @@
-"""Who may import whom: handler -> wire, pipeline -> forms -> tasks; pipeline -> engines; all -> config, errors."""
+"""Who may import whom: handler -> wire, pipeline -> forms, explain -> tasks; pipeline -> engines; all -> errors."""
 
 import ast
 from pathlib import Path
@@ -16,6 +16,9 @@ ALLOWED = {
         "hfserve.errors",
     },
     "hfserve.pipeline": {
+        "hfserve.explain",
+        "hfserve.explained",
+        "hfserve.isolation",
         "hfserve.forms",
         "hfserve.pace",
         "hfserve.proof",
@@ -26,8 +29,18 @@ ALLOWED = {
     },
     "hfserve.pace": {"hfserve.engines", "hfserve.errors"},
     "hfserve.proof": {"hfserve.tasks", "hfserve.errors"},
-    "hfserve.wire": {"hfserve.forms", "hfserve.tasks", "hfserve.errors"},
-    "hfserve.forms": {"hfserve.tasks", "hfserve.errors"},
+    "hfserve.explain": {"hfserve.embedded", "hfserve.isolation", "hfserve.tasks", "hfserve.errors"},
+    "hfserve.embedded": {"hfserve.tasks", "hfserve.errors"},
+    "hfserve.isolation": {"hfserve.tasks", "hfserve.errors"},
+    "hfserve.wire": {
+        "hfserve.forms",
+        "hfserve.explained",
+        "hfserve.pages",
+        "hfserve.pictures",
+        "hfserve.tasks",
+        "hfserve.errors",
+    },
+    "hfserve.forms": {"hfserve.explained", "hfserve.tasks", "hfserve.errors"},
     "hfserve.tasks": {"hfserve.tasks", "hfserve.config", "hfserve.errors"},
     "hfserve.engines": {"hfserve.engines", "hfserve.config", "hfserve.errors"},
     "hfserve.pages": {"hfserve.explained", "hfserve.shades"},

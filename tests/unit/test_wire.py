@@ -120,8 +120,9 @@ def test_a_row_without_input_tells_what_to_send():
     assert "Content-Type: application/json" in found.message
 
 
-def test_explanations_are_refused_and_descriptions_known():
-    assert refused({"inputs": "x"}, explain="True") == (422, "")
+def test_explanations_and_descriptions_are_told_apart():
+    assert parse({"inputs": "x"}, explain="True").explain
+    assert not parse({"inputs": "x"}, explain="False").explain
     assert isinstance(wire.parse({}, {"describe": "True"}), Describe)
 
 
@@ -227,8 +228,30 @@ def test_quoted_text_is_read_as_python_wrote_it(text):
     ],
 )
 def test_accept_chooses_the_short_form(accept, short):
-    assert parse("tea", "text/plain", accept=accept).short is short
-    assert parse("tea", "text/plain", Accept=accept).short is short
+    wanted = "text" if short else "json"
+    assert parse("tea", "text/plain", accept=accept).format == wanted
+    assert parse("tea", "text/plain", Accept=accept).format == wanted
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8", "html"),  # what browsers send
+        ("image/svg+xml", "svg"),
+        ("application/vnd.torchserve+json", "upstream"),
+        ("text/plain", "text"),
+        ("*/*", "json"),
+        ("", "json"),
+        ("text/html;q=0, application/json", "json"),
+        ("image/png", "json"),
+    ],
+)
+def test_accept_chooses_how_an_explanation_is_shown(accept, wanted):
+    assert parse("tea", "text/plain", accept=accept, explain="True").format == wanted
+    named = parse({"inputs": "x", "parameters": {"format": "svg", "n_steps": 5}}, accept=accept, explain="True")
+    assert (named.format, named.parameters) == ("svg", {"n_steps": 5})
+    for other in ("pdf", 5, ["svg"]):
+        assert refused({"inputs": "x", "parameters": {"format": other}}, explain="True") == (400, "parameters.format")
 
 
 # --- responses
@@ -267,13 +290,13 @@ def test_a_truncation_is_told_in_every_form():
     told = {"truncated": {"tokens": 900, "used": 512}}
     assert body(Call("x"), cut) == [record | told for record in RECORDS]
     assert body(Call(["x"], form="v1"), cut) == {"predictions": [[record | told for record in RECORDS]]}
-    short = wire.render(Call("x", short=True), cut, TASK, "m")
+    short = wire.render(Call("x", format="text"), cut, TASK, "m")
     assert short.body == "A"
     assert short.headers["x-truncated"] == "0;tokens=900;used=512"
 
 
 def test_the_short_form_is_a_label_a_line():
-    response = wire.render(Call(["x", "y"], short=True), Answer([RECORDS, RECORDS[::-1]], {}), TASK, "m")
+    response = wire.render(Call(["x", "y"], format="text"), Answer([RECORDS, RECORDS[::-1]], {}), TASK, "m")
     assert response.body == "A\nB"
     assert response.headers == {"content-type": "text/plain; charset=utf-8"}
 
