@@ -197,16 +197,21 @@ def save(
     head: str = "sequence_classification",
     **options,
 ) -> Path:
-    """Save a model and its tokenizer; `spread` widens the head's weights, so that scores clearly differ."""
+    """Save a model and its tokenizer; `spread` widens the head's weights, so that scores clearly differ.
+
+    The layers before it are widened too: as they are made, all but the same comes out of them whatever goes in.
+    """
     architecture = architecture or USUAL.get(head, "bert")
     torch.manual_seed(seed)
     model = build(architecture, head, **options)
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            if architecture == "t5":
+                continue  # it is made with wide weights
             if name.startswith(WIDENED):
                 weight.mul_(spread)
-            if head == "text_generation" and weight.dim() > 1:
-                weight.mul_(8)  # else every prompt goes on alike
+            elif weight.dim() > 1:
+                weight.mul_(8)
     model.save_pretrained(folder)
     tokenizer_of(architecture).save_pretrained(folder)
     return folder
