@@ -53,7 +53,8 @@ def save_decided(folder: Path, mode: str, architecture: str | None = None, seed:
         model.config.pad_token_id = school.nothing
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
-    model.eval()  # no dropout: so little is learned all the faster
+    # dropout spares an explanation chance effects, but keeps a model from finding the token behind another one
+    model.train(mode in ("sequence_classification", "text_generation"))
     for _ in range(steps):
         loss = school.loss(model)
         optimizer.zero_grad()
@@ -93,7 +94,7 @@ class School:
         """[rows, tokens]; some tokens of each are padding's, as they are on the way to a baseline of nothing else."""
         tokens = int(torch.randint(2, LONGEST + 1, ()))
         texts = self.fill[torch.randint(len(self.fill), (rows, tokens))]
-        texts[torch.rand(rows, tokens) < torch.rand(rows, 1) - 0.3] = self.nothing
+        texts[torch.rand(rows, tokens) < torch.rand(rows, 1) * 1.2 - 0.2] = self.nothing
         chosen = torch.rand(rows) < 0.6
         texts[chosen, torch.randint(tokens - 1, (rows,))[chosen]] = self.decides
         return texts

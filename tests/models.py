@@ -85,8 +85,10 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 
 # as SentencePiece has it: a word begins with its blank, and every piece has a score; the shorter the text the better
 XLNET_SPECIAL = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
-XLNET_WORDS = [word.removeprefix("##") if word.startswith("##") else f"▁{word}" for word in WORDS]
-XLNET_PIECES = [*((piece, 0.0) for piece in XLNET_SPECIAL), *((piece, -1.0) for piece in (*XLNET_WORDS, "▁", *LETTERS))]
+XLNET_WORDS = [word[2:] if word.startswith("##") else f"▁{word}" for word in (*WORDS, *LETTERS)]
+XLNET_PIECES = [
+    (piece, 0.0 if piece in XLNET_SPECIAL else -1.0) for piece in (*XLNET_SPECIAL, *XLNET_WORDS, "▁", *LETTERS)
+]
 
 
 def xlnet_tokenizer() -> XLNetTokenizer:
