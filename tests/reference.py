@@ -185,7 +185,8 @@ def words(text: str, tokens, first: int, last: int, window: Cut) -> tuple[int, i
     seen = range(window.first, window.first + len(window.ids))
     while first - 1 in seen and ids[first - 1] == ids[first] and text[offsets[first][0] - 1].isalnum():
         first -= 1
-    while last + 1 in seen and ids[last + 1] == ids[last] and text[offsets[last + 1][0]].isalnum():
+    # by the character behind it, not by the next token: SentencePiece's mark of a blank stands where its word begins
+    while last + 1 in seen and ids[last + 1] == ids[last] and text[offsets[last][1] :][:1].isalnum():
         last += 1
     return offsets[first][0], offsets[last][1]
 
