@@ -11,18 +11,24 @@ from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel
 from tokenizers.processors import ByteLevel as ByteLevelProcessor
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AlbertConfig,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertConfig,
+    DebertaV2Config,
     DistilBertConfig,
+    ElectraConfig,
     GPT2Config,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    T5Config,
+    XLNetConfig,
+    XLNetTokenizer,
 )
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzäöüß0123456789.,!?'-"
@@ -67,6 +73,29 @@ def tokenizer(framed: bool = True) -> PreTrainedTokenizerFast:
     )
 
 
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    """An end token behind each text, as T5 has, whose classifier reads the last one."""
+    core = tokenizer(framed=False).backend_tokenizer
+    core.post_processor = TemplateProcessing(
+        single="$A [SEP]", pair="$A [SEP] $B [SEP]", special_tokens=[("[SEP]", VOCABULARY["[SEP]"])]
+    )
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **special, model_max_length=MAX_TOKENS)
+
+
+# as SentencePiece has it: a word begins with its blank, and every piece has a score; the shorter the text the better
+XLNET_SPECIAL = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>"]
+XLNET_WORDS = [word[2:] if word.startswith("##") else f"▁{word}" for word in (*WORDS, *LETTERS)]
+XLNET_PIECES = [
+    (piece, 0.0 if piece in XLNET_SPECIAL else -1.0) for piece in (*XLNET_SPECIAL, *XLNET_WORDS, "▁", *LETTERS)
+]
+
+
+def xlnet_tokenizer() -> XLNetTokenizer:
+    """XLNet's own class: `A <sep> <cls>`, padded on the left."""
+    return XLNetTokenizer(vocab=XLNET_PIECES, do_lower_case=True, model_max_length=MAX_TOKENS)
+
+
 LABELS = {
     "sequence_classification": {},
     "token_classification": {"num_labels": 5, "id2label": dict(enumerate(["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]))},
@@ -106,9 +135,56 @@ def llama(**options) -> PretrainedConfig:
     return LlamaConfig(vocab_size=len(VOCABULARY), **SMALL, max_position_embeddings=MAX_TOKENS, **special, **options)
 
 
-ARCHITECTURES = {"bert": bert, "distilbert": distilbert, "roberta": roberta, "gpt2": gpt2, "llama": llama}
+def albert(**options) -> PretrainedConfig:
+    sizes = {"embedding_size": 16, "max_position_embeddings": MAX_TOKENS}  # smaller than the layers behind them
+    return AlbertConfig(**ENCODER, **SMALL, **sizes, **({"num_labels": 3} | options))
+
+
+def electra(**options) -> PretrainedConfig:
+    sizes = {"embedding_size": 16, "max_position_embeddings": MAX_TOKENS}
+    return ElectraConfig(**ENCODER, **SMALL, **sizes, **({"num_labels": 3} | options))
+
+
+def deberta(**options) -> PretrainedConfig:
+    # as DeBERTa-v3 is set: positions enter in the attention alone
+    relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16}
+    v3 = {"position_biased_input": False, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+    sizes = {"max_position_embeddings": MAX_TOKENS}
+    return DebertaV2Config(**ENCODER, **SMALL, **sizes, **relative, **v3, **({"num_labels": 3} | options))
+
+
+def xlnet(**options) -> PretrainedConfig:
+    sizes = {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "vocab_size": len(XLNET_PIECES)}
+    return XLNetConfig(**sizes, **({"num_labels": 3} | options))
+
+
+def t5(**options) -> PretrainedConfig:
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
+    special = {"eos_token_id": VOCABULARY["[SEP]"], "decoder_start_token_id": 0}
+    return T5Config(**ENCODER, **sizes, **special, **({"num_labels": 3} | options))
+
+
+ARCHITECTURES = {
+    "bert": bert,
+    "distilbert": distilbert,
+    "roberta": roberta,
+    "gpt2": gpt2,
+    "llama": llama,
+    "albert": albert,
+    "electra": electra,
+    "deberta": deberta,
+    "xlnet": xlnet,
+    "t5": t5,
+}
 BARE = ("gpt2", "llama")  # no [CLS] and [SEP] around a text, and no padding token
+OWN_TOKENIZER = {"xlnet": xlnet_tokenizer, "t5": t5_tokenizer}
 USUAL = {"text_generation": "gpt2"}  # the architecture where a test does not care; bert for the others
+WIDENED = ("classifier", "score", "qa_outputs", "logits_proj", "classification_head")
+
+
+def tokenizer_of(architecture: str) -> PreTrainedTokenizerFast:
+    own = OWN_TOKENIZER.get(architecture)
+    return own() if own else tokenizer(framed=architecture not in BARE)
 
 
 def build(architecture: str, head: str = "sequence_classification", **options) -> PreTrainedModel:
@@ -123,16 +199,21 @@ def save(
     head: str = "sequence_classification",
     **options,
 ) -> Path:
-    """Save a model and its tokenizer; `spread` widens the head's weights, so that scores clearly differ."""
+    """Save a model and its tokenizer; `spread` widens the head's weights, so that scores clearly differ.
+
+    The layers before it are widened too: as they are made, all but the same comes out of them whatever goes in.
+    """
     architecture = architecture or USUAL.get(head, "bert")
     torch.manual_seed(seed)
     model = build(architecture, head, **options)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.startswith(("classifier", "score", "qa_outputs")):
+            if architecture == "t5":
+                continue  # it is made with wide weights
+            if name.startswith(WIDENED):
                 weight.mul_(spread)
-            if head == "text_generation" and weight.dim() > 1:
-                weight.mul_(8)  # else every prompt goes on alike
+            elif weight.dim() > 1:
+                weight.mul_(8)
     model.save_pretrained(folder)
-    tokenizer(framed=architecture not in BARE).save_pretrained(folder)
+    tokenizer_of(architecture).save_pretrained(folder)
     return folder

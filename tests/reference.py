@@ -55,17 +55,29 @@ def cut(ids: list[int], room: int, stride: int) -> list[Cut]:
     return windows
 
 
-def framed(tokenizer, *parts: list[int]) -> dict[str, torch.Tensor]:
-    """One row as BERT wants it, [CLS] a [SEP] b [SEP], or bare where a tokenizer adds nothing."""
-    around = tokenizer.cls_token_id is not None
-    row, types = ([tokenizer.cls_token_id], [0]) if around else ([], [])
+def frame(tokenizer) -> tuple[list[int], list[int], list[int]]:
+    """The special tokens before the first part of a row, behind each part, and behind the last."""
+    if "XLNet" in type(tokenizer).__name__:
+        return [], [tokenizer.sep_token_id], [tokenizer.cls_token_id]
+    if tokenizer.cls_token_id is not None:
+        return [tokenizer.cls_token_id], [tokenizer.sep_token_id], []
+    ends = tokenizer.num_special_tokens_to_add() > 0  # as T5's does; GPT-2's adds nothing
+    return [], [tokenizer.eos_token_id] if ends else [], []
+
+
+def framed(tokenizer, *parts: list[int]) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """One row as the model wants it, as [CLS] a [SEP] b [SEP], and the column where each part begins."""
+    row, behind, last = frame(tokenizer)
+    types, firsts = [0] * len(row), []
     for i, part in enumerate(parts):
-        ended = [*part, tokenizer.sep_token_id] if around else part
-        row, types = row + ended, types + [i] * len(ended)
+        firsts.append(len(row))
+        row = row + part + behind
+        types = types + [i] * (len(row) - len(types))
+    row, types = row + last, types + [2] * len(last)
     tensors = {"input_ids": torch.tensor([row]), "attention_mask": torch.ones(1, len(row), dtype=torch.long)}
-    if "token_type_ids" in tokenizer.model_input_names and around:
+    if "token_type_ids" in tokenizer.model_input_names:
         tensors["token_type_ids"] = torch.tensor([types])
-    return tensors
+    return tensors, firsts
 
 
 # --- token classification
@@ -76,8 +88,7 @@ def entities(folder: Path, texts: list[str], strategy: str, limit: int, stride: 
     """Every token from the window where it is farther from an edge, then transformers' own rules on the whole text."""
     model, tokenizer = plain(folder, "token_classification")
     pipeline = TokenClassificationPipeline(model=model, tokenizer=tokenizer)
-    around = 1 if tokenizer.cls_token_id is not None else 0
-    room = limit - 2 * around
+    room = limit - tokenizer.num_special_tokens_to_add()
     stride = room // 4 if stride is None else stride
     found = []
     for text in texts:
@@ -85,7 +96,8 @@ def entities(folder: Path, texts: list[str], strategy: str, limit: int, stride: 
         judged = np.zeros((len(tokens["input_ids"]), model.config.num_labels), np.float32)
         best = np.full(len(judged), -1)
         for window in cut(tokens["input_ids"], room, stride):
-            logits = model(**framed(tokenizer, window.ids)).logits[0, around : around + len(window.ids)]
+            tensors, (before,) = framed(tokenizer, window.ids)
+            logits = model(**tensors).logits[0, before : before + len(window.ids)]
             for i, row in enumerate(logits.softmax(-1).numpy()):
                 at = window.first + i
                 left = i if window.first else 10**6  # the text's own edges are no seams
@@ -101,7 +113,7 @@ def entities(folder: Path, texts: list[str], strategy: str, limit: int, stride: 
             pipeline_strategy(strategy),
         )
         for token in pre:
-            token["index"] += around
+            token["index"] += before
         records = pipeline.aggregate(pre, pipeline_strategy(strategy))
         found.append([r for r in records if r.get("entity", r.get("entity_group")) != "O"])
     return found
@@ -136,8 +148,9 @@ def spans(
         windows = cut(context["input_ids"], limit - special - len(question), limit // 4 if stride is None else stride)
         starts, ends, null = [], [], []
         for window in windows:
-            outputs = model(**framed(tokenizer, question, window.ids))
-            first = len(question) + (2 if special else 0)
+            parts = [window.ids, question] if "XLNet" in type(tokenizer).__name__ else [question, window.ids]
+            tensors, firsts = framed(tokenizer, *parts)
+            outputs, first = model(**tensors), firsts[parts.index(window.ids)]
             place = slice(first, first + len(window.ids))
             starts.append(outputs.start_logits[0, place].double().numpy())
             ends.append(outputs.end_logits[0, place].double().numpy())
@@ -172,7 +185,8 @@ def words(text: str, tokens, first: int, last: int, window: Cut) -> tuple[int, i
     seen = range(window.first, window.first + len(window.ids))
     while first - 1 in seen and ids[first - 1] == ids[first] and text[offsets[first][0] - 1].isalnum():
         first -= 1
-    while last + 1 in seen and ids[last + 1] == ids[last] and text[offsets[last + 1][0]].isalnum():
+    # by the character behind it, not by the next token: SentencePiece's mark of a blank stands where its word begins
+    while last + 1 in seen and ids[last + 1] == ids[last] and text[offsets[last][1] :][:1].isalnum():
         last += 1
     return offsets[first][0], offsets[last][1]
 

@@ -10,6 +10,7 @@ import pytest
 from tests import models, reference
 from tests.texts import random_texts
 
+ENCODERS = ("bert", "distilbert", "roberta", "gpt2", "albert", "electra", "deberta", "xlnet", "t5")
 TOLERANCE = 1e-4  # of a probability, fp32
 
 
@@ -24,7 +25,7 @@ class Case:
     wanted: Callable[[Path, list], list]
     parameters: dict
     bad: list[tuple]
-    architectures: tuple[str, ...] = ("bert", "distilbert", "roberta", "gpt2")
+    architectures: tuple[str, ...] = ENCODERS
     engines: tuple[str, ...] = ("compiled", "torchscript", "aotinductor")
     agree: Callable = field(default=lambda found, wanted, tolerance: same(found, wanted, tolerance))
 
