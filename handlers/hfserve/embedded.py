@@ -55,7 +55,7 @@ class Embedded:
         return {name: value.float() for name, value in outputs.items() if isinstance(value, Tensor)}
 
     def bytes_kept(self, target: Target) -> int:
-        """Return how many bytes the row of a target keeps for its gradient."""
+        """Take the gradient of a target's score, and return how many bytes of its row that needs."""
         kept = 0
 
         def weigh(tensor: Tensor) -> Tensor:
@@ -65,7 +65,8 @@ class Embedded:
 
         rows = self.rows([target], float("inf"))
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
-            rows.scores(rows.inputs.clone().requires_grad_(), rows.every)
+            inputs = rows.inputs.clone().requires_grad_()
+            torch.autograd.grad(rows.scores(inputs, rows.every).sum(), inputs)
         return kept
 
     @contextmanager

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from itertools import groupby
+from typing import NamedTuple
 
 import psutil
 import torch
@@ -26,7 +26,8 @@ from hfserve.tasks.base import Json, Target, Task, choice, count, number
 FIRST_STEPS = 24  # by Gauss-Legendre, enough for most texts; where it is not they are doubled
 MOST_STEPS = 1000
 MEMORY = 0.25  # of what is free, for what a pass keeps for its gradients
-MOST_TOKENS = {"cpu": 4096, "cuda": 262_144}  # of a pass: more gains nothing, and time is looked at between passes
+SLICE = 0.02  # of the time left, for a pass: time is looked at between passes
+MOST_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a pass; more only adds padding, as the device is busy
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Attribution:
 
 def integrated_gradients(rows: Rows, steps: int, most: int) -> Tensor:
     """Sundararajan, Taly and Yan, arXiv:1703.01365, at the layer of the embeddings: shares [rows, tokens]."""
-    from captum.attr import IntegratedGradients  # half a second, which only who asks for it pays
+    from captum.attr import IntegratedGradients
 
     found: Tensor = IntegratedGradients(rows.scores).attribute(
         rows.inputs,
@@ -108,12 +109,22 @@ def occlusion(rows: Rows, steps: int, most: int) -> Tensor:
     return found[:, :, 0]  # each number of a token's vector is given what the whole of it is worth
 
 
-METHODS: dict[str, Callable[[Rows, int, int], Tensor]] = {
-    "layer_integrated_gradients": integrated_gradients,
-    "input_x_gradient": input_x_gradient,
-    "occlusion": occlusion,
+class Method(NamedTuple):
+    """How shares are found: a run of Captum, and how many rows of its own tokens a target becomes in it.
+
+    stepped: whether more steps bring the shares nearer to what they add up to.
+    """
+
+    run: Callable[[Rows, int, int], Tensor]
+    rows: Callable[[int, int], int]  # of steps and tokens
+    stepped: bool = False
+
+
+METHODS = {
+    "layer_integrated_gradients": Method(integrated_gradients, lambda steps, tokens: steps, stepped=True),
+    "input_x_gradient": Method(input_x_gradient, lambda steps, tokens: 1),
+    "occlusion": Method(occlusion, lambda steps, tokens: tokens),
 }
-STEPPED = ("layer_integrated_gradients",)
 
 
 class Work:
@@ -140,32 +151,39 @@ class Work:
 
 
 class Clock:
-    """What time is left, and how much work fits into it, from the work done so far."""
+    """What time is left, and how much work, in tokens, fits into it by the pace of the work done so far."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, pace: float) -> None:
         self.deadline = deadline
-        self.pace = 0.0  # seconds for a unit of work
+        self.pace = pace  # seconds a token takes
 
-    def allows(self, work: int) -> bool:
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.deadline - time.monotonic()
+
+    def allows(self, tokens: int) -> bool:
         """Whether some work is likely to end in time."""
-        return time.monotonic() + 1.2 * self.pace * work < self.deadline
+        return 1.2 * self.pace * tokens < self.left
 
     @contextmanager
-    def over(self, work: int) -> Iterator[None]:
+    def over(self, tokens: int) -> Iterator[None]:
         """Time some work."""
         start = time.monotonic()
         yield
-        self.pace = (time.monotonic() - start) / work
+        self.pace = (time.monotonic() - start) / tokens
 
 
 class Explainer:
     """Explains scores of one model, of which it only calls `forward`."""
 
     def __init__(self, model: nn.Module, task: Task) -> None:
-        if not find_spec("captum"):
-            raise Unprocessable("Explanations need the package captum, which this server lacks: predictions only.")
+        try:
+            import captum.attr  # noqa: F401  # half a second that only who asks for it pays
+        except ImportError as error:
+            raise Unprocessable("Explanations need the package captum, which this server lacks.") from error
         self.model = Embedded(model, task)
-        self.measured = (0, 0.0)  # tokens of the longest row that was measured, and bytes that each of them took
+        self.measured = (0, 0.0, 0.0)  # the longest row that was tried: its tokens, and bytes and seconds of each
 
     def explain(
         self, targets: Sequence[Target], params: ExplanationParams, deadline: float
@@ -174,59 +192,71 @@ class Explainer:
 
         deadline: seconds of the monotonic clock.
         """
-        every = [Work(target) for target in targets]
-        clock = Clock(deadline)
-        waiting, steps = every, params.n_steps or FIRST_STEPS
+        waiting = every = sorted(map(Work, targets), key=lambda work: work.tokens)
+        if every:
+            self._measure(every[-1])
+        clock = Clock(deadline, self.measured[2])
+        steps = params.n_steps or FIRST_STEPS
         while waiting:
-            for chunk in self._chunks(waiting):
+            for chunk in self._chunks(waiting, METHODS[params.method], steps, clock):
                 self._round(chunk, params, steps, clock)
             steps *= 2
             more = params.n_steps is None and steps <= MOST_STEPS
             waiting = [work for work in waiting if work.open and more]
-        return [work.found for work in every]
+        found = {id(work.target): work.found for work in every}
+        return [found[id(target)] for target in targets]
 
     def _round(self, chunk: Sequence[Work], params: ExplanationParams, steps: int, clock: Clock) -> None:
         """Explain a chunk with some number of steps, if there is time for it."""
-        effort = steps * sum(work.tokens for work in chunk)
-        if not clock.allows(effort):
+        tokens = sum(METHODS[params.method].rows(steps, work.tokens) * work.tokens for work in chunk)
+        if not clock.allows(tokens):
             return
-        with clock.over(effort):
-            found = isolated_rows(lambda part: self._attribute(part, params, steps, clock.deadline), chunk)
+        with clock.over(tokens):
+            found = isolated_rows(lambda part: self._attribute(part, params, steps, clock), chunk)
         for work, result in zip(chunk, found, strict=True):
             work.take(result)
 
     def _attribute(
-        self, chunk: Sequence[Work], params: ExplanationParams, steps: int, deadline: float
+        self, chunk: Sequence[Work], params: ExplanationParams, steps: int, clock: Clock
     ) -> list[Attribution]:
         """Run Captum over a chunk."""
-        rows = self.model.rows([work.target for work in chunk], deadline)
-        shares = METHODS[params.method](rows, steps, self._rows_at_once(chunk[-1])).cpu()
+        rows = self.model.rows([work.target for work in chunk], clock.deadline)
+        method = METHODS[params.method]
+        shares = method.run(rows, steps, self._rows_at_once(chunk[-1], clock)).cpu()
         found = []
         for i, work in enumerate(chunk):
             own = [float(shares[i, piece.column]) for piece in work.target.pieces]
             result = Attribution(own, rows.input_scores[i], rows.baseline_scores[i])
-            if params.method in STEPPED:
+            if method.stepped:
                 result = replace(result, steps=steps, converged=result.within(params.tolerance or 0))
             found.append(result)
         return found
 
-    def _chunks(self, waiting: Sequence[Work]) -> Iterator[list[Work]]:
-        """Cut work into chunks that fit into one pass, rows of like length together, the shortest first."""
+    def _chunks(self, waiting: Sequence[Work], method: Method, steps: int, clock: Clock) -> Iterator[list[Work]]:
+        """Cut work, the shortest first, into chunks that fill a pass, or of one target that fills several."""
         chunk: list[Work] = []
-        for work in sorted(waiting, key=lambda work: work.tokens):
-            if chunk and len(chunk) >= self._rows_at_once(work):
+        for work in waiting:
+            rows = (len(chunk) + 1) * method.rows(steps, work.tokens)
+            if chunk and rows > self._rows_at_once(work, clock):
                 yield chunk
                 chunk = []
             chunk.append(work)
         yield chunk
 
-    def _rows_at_once(self, longest: Work) -> int:
-        """Return how many rows of a length fit into one pass, 1 at least."""
-        if longest.tokens > self.measured[0]:  # a token of a shorter row takes less, as attention is quadratic
-            self.measured = longest.tokens, self.model.bytes_kept(longest.target) / longest.tokens
+    def _rows_at_once(self, longest: Work, clock: Clock) -> int:
+        """Return how many rows of a length fit into one pass, by memory and time: 1 at least."""
         device = self.model.device
-        fitting = MEMORY * _free_memory(device) / (self.measured[1] * longest.tokens)
-        return max(1, min(int(fitting), MOST_TOKENS.get(device.type, 4096) // longest.tokens))
+        _, size, seconds = self.measured
+        by_memory = MEMORY * _free_memory(device) / (size * longest.tokens)
+        by_time = SLICE * clock.left / (seconds * longest.tokens)
+        return max(1, min(int(by_memory), int(by_time), MOST_TOKENS.get(device.type, 1024) // longest.tokens))
+
+    def _measure(self, longest: Work) -> None:
+        """Try one row, unless a longer one was: a token of a shorter row takes less, as attention is quadratic."""
+        if longest.tokens > self.measured[0]:
+            start = time.monotonic()
+            kept = self.model.bytes_kept(longest.target)
+            self.measured = longest.tokens, kept / longest.tokens, (time.monotonic() - start) / longest.tokens
 
 
 def _free_memory(device: torch.device) -> int:
