@@ -203,12 +203,6 @@ def test_errors_keep_their_status_through_torchserve(live, request_, status, typ
     assert reply.json()["error"]["code"] == status
 
 
-def test_explanations_are_refused_in_a_sentence(live):
-    reply = live.post("plain", "/explanations/{}", json={"inputs": "tea"})
-    assert reply.status_code == 422
-    assert "predictions" in reply.json()["error"]["message"]
-
-
 def test_no_request_text_is_logged(live):
     secret = "xyzzy-plugh-7361"
     for request in ({"json": {"inputs": secret}}, {"json": {"inputs": [secret, 5]}}, {"data": secret.encode()}):
