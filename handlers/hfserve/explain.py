@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import NamedTuple
@@ -150,30 +149,6 @@ class Work:
         return error
 
 
-class Clock:
-    """What time is left, and how much work, in tokens, fits into it by the pace of the work done so far."""
-
-    def __init__(self, deadline: float, pace: float) -> None:
-        self.deadline = deadline
-        self.pace = pace  # seconds a token takes
-
-    @property
-    def left(self) -> float:
-        """Seconds."""
-        return self.deadline - time.monotonic()
-
-    def allows(self, tokens: int) -> bool:
-        """Whether some work is likely to end in time."""
-        return 1.2 * self.pace * tokens < self.left
-
-    @contextmanager
-    def over(self, tokens: int) -> Iterator[None]:
-        """Time some work."""
-        start = time.monotonic()
-        yield
-        self.pace = (time.monotonic() - start) / tokens
-
-
 class Explainer:
     """Explains scores of one model, of which it only calls `forward`."""
 
@@ -183,7 +158,8 @@ class Explainer:
         except ImportError as error:
             raise Unprocessable("Explanations need the package captum, which this server lacks.") from error
         self.model = Embedded(model, task)
-        self.measured = (0, 0.0, 0.0)  # the longest row that was tried: its tokens, and bytes and seconds of each
+        self.longest, self.bytes = 0, 0.0  # tokens of the longest row that was weighed, and what each takes in a pass
+        self.pace = 0.0  # seconds that a token took when it was last looked
 
     def explain(
         self, targets: Sequence[Target], params: ExplanationParams, deadline: float
@@ -194,35 +170,35 @@ class Explainer:
         """
         waiting = every = sorted(map(Work, targets), key=lambda work: work.tokens)
         if every:
-            self._measure(every[-1])
-        clock = Clock(deadline, self.measured[2])
+            self._weigh(every[-1])
         steps = params.n_steps or FIRST_STEPS
         while waiting:
-            for chunk in self._chunks(waiting, METHODS[params.method], steps, clock):
-                self._round(chunk, params, steps, clock)
+            for chunk in self._chunks(waiting, METHODS[params.method], steps, deadline):
+                self._round(chunk, params, steps, deadline)
             steps *= 2
             more = params.n_steps is None and steps <= MOST_STEPS
             waiting = [work for work in waiting if work.open and more]
         found = {id(work.target): work.found for work in every}
         return [found[id(target)] for target in targets]
 
-    def _round(self, chunk: Sequence[Work], params: ExplanationParams, steps: int, clock: Clock) -> None:
-        """Explain a chunk with some number of steps, if there is time for it."""
+    def _round(self, chunk: Sequence[Work], params: ExplanationParams, steps: int, deadline: float) -> None:
+        """Explain a chunk with some number of steps; to better what is known, only if there is time for it."""
         tokens = sum(METHODS[params.method].rows(steps, work.tokens) * work.tokens for work in chunk)
-        if not clock.allows(tokens):
+        start = time.monotonic()
+        if chunk[0].open and start + 1.2 * self.pace * tokens > deadline:
             return
-        with clock.over(tokens):
-            found = isolated_rows(lambda part: self._attribute(part, params, steps, clock), chunk)
+        found = isolated_rows(lambda part: self._attribute(part, params, steps, deadline), chunk)
         for work, result in zip(chunk, found, strict=True):
             work.take(result)
+        self.pace = (time.monotonic() - start) / tokens
 
     def _attribute(
-        self, chunk: Sequence[Work], params: ExplanationParams, steps: int, clock: Clock
+        self, chunk: Sequence[Work], params: ExplanationParams, steps: int, deadline: float
     ) -> list[Attribution]:
         """Run Captum over a chunk."""
-        rows = self.model.rows([work.target for work in chunk], clock.deadline)
+        rows = self.model.rows([work.target for work in chunk], deadline)
         method = METHODS[params.method]
-        shares = method.run(rows, steps, self._rows_at_once(chunk[-1], clock)).cpu()
+        shares = method.run(rows, steps, self._rows_at_once(chunk[-1], deadline)).cpu()
         found = []
         for i, work in enumerate(chunk):
             own = [float(shares[i, piece.column]) for piece in work.target.pieces]
@@ -232,31 +208,34 @@ class Explainer:
             found.append(result)
         return found
 
-    def _chunks(self, waiting: Sequence[Work], method: Method, steps: int, clock: Clock) -> Iterator[list[Work]]:
+    def _chunks(self, waiting: Sequence[Work], method: Method, steps: int, deadline: float) -> Iterator[list[Work]]:
         """Cut work, the shortest first, into chunks that fill a pass, or of one target that fills several."""
         chunk: list[Work] = []
         for work in waiting:
             rows = (len(chunk) + 1) * method.rows(steps, work.tokens)
-            if chunk and rows > self._rows_at_once(work, clock):
+            if chunk and rows > self._rows_at_once(work, deadline):
                 yield chunk
                 chunk = []
             chunk.append(work)
         yield chunk
 
-    def _rows_at_once(self, longest: Work, clock: Clock) -> int:
+    def _rows_at_once(self, longest: Work, deadline: float) -> int:
         """Return how many rows of a length fit into one pass, by memory and time: 1 at least."""
         device = self.model.device
-        _, size, seconds = self.measured
-        by_memory = MEMORY * _free_memory(device) / (size * longest.tokens)
-        by_time = SLICE * clock.left / (seconds * longest.tokens)
-        return max(1, min(int(by_memory), int(by_time), MOST_TOKENS.get(device.type, 1024) // longest.tokens))
+        by_memory = MEMORY * _free_memory(device) / (self.bytes * longest.tokens)
+        by_time = SLICE * max(0, deadline - time.monotonic()) / (self.pace * longest.tokens)
+        return max(1, int(min(by_memory, by_time, MOST_TOKENS.get(device.type, 1024) // longest.tokens)))
 
-    def _measure(self, longest: Work) -> None:
+    def _weigh(self, longest: Work) -> None:
         """Try one row, unless a longer one was: a token of a shorter row takes less, as attention is quadratic."""
-        if longest.tokens > self.measured[0]:
-            start = time.monotonic()
-            kept = self.model.bytes_kept(longest.target)
-            self.measured = longest.tokens, kept / longest.tokens, (time.monotonic() - start) / longest.tokens
+        if longest.tokens <= self.longest:
+            return
+        if not self.longest:
+            self.model.bytes_kept(longest.target)  # the first time is slower than all others
+        start = time.monotonic()
+        self.bytes = self.model.bytes_kept(longest.target) / longest.tokens
+        self.pace = (time.monotonic() - start) / longest.tokens
+        self.longest = longest.tokens
 
 
 def _free_memory(device: torch.device) -> int:

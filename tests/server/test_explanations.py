@@ -156,11 +156,11 @@ def test_predictions_do_not_wait_for_explanations_of_their_batch(explaining):
         return time.monotonic() - start
 
     why, *rest = in_parallel(
-        lambda: timed(lambda: explain(explaining, [LONG] * 5, n_steps=500)),
+        lambda: timed(lambda: explain(explaining, [LONG] * 2, n_steps=400)),
         lambda: timed(lambda: explaining.ask("plain", "tea"), 0.1),
         lambda: timed(lambda: explaining.ask("plain", ["tea", "room"]), 0.1),
     )
-    assert why > 2, "too short to tell"
+    assert why > 1, "too short to tell"
     assert max(rest) < why / 2
 
 
