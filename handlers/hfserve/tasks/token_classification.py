@@ -233,7 +233,7 @@ class TokenClassification(Task):
             return [self._token(judged, batch, params, asked)]
         records = self._read(judged, params)
         if asked is not None:
-            wanted = asked if asked in map(kind, self.labels) else kind(self.labels[find_label(self.labels, asked)])
+            wanted = self._kind(asked)
             records = [r for r in records if kind(r.get("entity_group") or r["entity"]) == wanted]
         return [self._target(judged, judged.within(r["start"], r["end"]), batch, params, r) for r in records]
 
@@ -258,13 +258,17 @@ class TokenClassification(Task):
     def _record(self, judged: Judged, tokens: Sequence[int], label: Json) -> Json:
         """Return what tokens are judged to be, or how likely a label is that they are asked for."""
         mean = judged.scores[list(tokens)].mean(dim=0)
-        name = kind(self.labels[int(mean.argmax()) if label is None else find_label(self.labels, label)])
+        name = self._kind(int(mean.argmax()) if label is None else label)
         seen = [judged.tokens[i] for i in tokens]
         start, end = seen[0].start, seen[-1].end
         score = float(mean[self._indices(name)].sum())
         return {
             "entity_group": name, "score": score, "word": judged.item.text[start:end], "start": start, "end": end
         }  # fmt: skip
+
+    def _kind(self, asked: Json) -> str:
+        """Return the kind of entity that a request names, by itself or by one of its labels. Raises Unprocessable."""
+        return asked if asked in map(kind, self.labels) else kind(self.labels[find_label(self.labels, asked)])
 
     def _indices(self, name: str) -> list[int]:
         """Return the labels that a name stands for: one, or all of its kind."""
