@@ -189,7 +189,7 @@ def main(
     model: ModelOption = "sequence_classification",
     question: QuestionOption = "",
     target: Annotated[
-        str, typer.Option(help="What to explain, in place of what is predicted: a label, a number, or JSON.")
+        str, typer.Option(help="What to explain, in place of what is predicted: a label, a text, a number, or JSON.")
     ] = "",
     method: Annotated[
         str, typer.Option(help="layer_integrated_gradients, input_x_gradient or occlusion.")
