@@ -1,6 +1,6 @@
 # `make` alone lists the commands. Each is one line of plain shell that you can also type yourself.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup download archive archives verify swap start stop status predict test benchmark lint lock starters clean
+.PHONY: help demo setup download archive archives verify swap start stop status predict explain test benchmark lint lock starters clean
 MAKEFLAGS += --no-print-directory
 
 PYTHON ?= python3
@@ -17,11 +17,12 @@ export TORCH_INDEX_URL
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: setup  ## everything from nothing: environment, weights, archive, server, a prediction; leaves the server up
+demo: setup  ## everything from nothing: environment, weights, archive, server, a prediction and why; leaves the server up
 	@$(RUN) scripts.build_archive --mode sequence_classification
 	@$(RUN) scripts.server start --replace
 	@$(RUN) scripts.predict -- "$$TEXT"
-	@echo 'Try your own: make predict TEXT="..."    The end: make stop'
+	@$(RUN) scripts.explain -- "$$TEXT"
+	@echo 'Try your own: make predict TEXT="..."    make explain TEXT="..."    The end: make stop'
 
 setup:  ## make .venv from requirements.lock (PYTHON=python3.12 chooses, TORCH_INDEX_URL=... takes torch from there)
 	@$(PYTHON) scripts/setup_environment.py $(VENV)
@@ -50,12 +51,19 @@ stop: setup  ## stop the server
 status: setup  ## show the server's addresses and models
 	@$(RUN) scripts.server status
 
-predict: export TEXT := $(value TEXT)
-predict: export QUESTION := $(value QUESTION)
+demo predict explain: override export TEXT := $(value TEXT)
+predict explain: override export QUESTION := $(value QUESTION)
 predict: setup  ## ask the running server [MODE=] [TEXT="..."] [QUESTION="..." for question_answering]
 	@$(RUN) scripts.predict --model $(MODE) $(if $(value QUESTION),--question "$$QUESTION") -- "$$TEXT"
 
-demo: export TEXT := $(value TEXT)
+explain: override export METHOD := $(value METHOD)
+explain: override export TARGET := $(value TARGET)
+explain: override export HTML := $(value HTML)
+explain: override export SVG := $(value SVG)
+explain: setup  ## ask it why [MODE=] [TEXT="..."] [QUESTION="..."] [TARGET=] [METHOD=] [HTML=file] [SVG=file]
+	@$(RUN) scripts.explain --model $(MODE) $(if $(value QUESTION),--question "$$QUESTION") \
+		$(if $(value TARGET),--target "$$TARGET") $(if $(value METHOD),--method "$$METHOD") \
+		$(if $(value HTML),--html "$$HTML") $(if $(value SVG),--svg "$$SVG") -- "$$TEXT"
 
 test: setup  ## run all tests [ARGS=...]
 	@$(RUN) pytest $(ARGS)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import requests
-import typer
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from scripts.addresses import Addresses
-from scripts.console import CommandError, command, console, run
+from scripts.asking import BODIES, ConfigOption, ModelOption, QuestionOption, TextArgument, ask, mode_of
+from scripts.console import command, console, run
 from scripts.server import CONFIG
-from scripts.torchserve import describe, local
 
 app = command()
 
@@ -24,10 +21,10 @@ COLOURS = ["bold cyan", "bold magenta", "bold yellow", "bold green", "bold blue"
 
 
 class Mode(NamedTuple):
-    """How a mode is asked, from a text and a question, and how its answer is shown beside the text."""
+    """How the answer of a mode is shown beside the text, and what is asked for to show."""
 
-    body: Callable[[str, str], dict[str, Any]]
     show: Callable[[str, Any], None]
+    parameters: Mapping[str, Any] = {}
 
 
 def show_labels(text: str, records: list[dict[str, Any]]) -> None:
@@ -67,44 +64,19 @@ def show_generated(text: str, record: dict[str, Any]) -> None:
 
 
 MODES = {
-    "sequence_classification": Mode(lambda text, _: {"inputs": text, "parameters": {"top_k": None}}, show_labels),
-    "token_classification": Mode(lambda text, _: {"inputs": text}, show_entities),
-    "question_answering": Mode(lambda text, question: {"question": question, "context": text}, show_answer),
-    "text_generation": Mode(lambda text, _: {"inputs": text}, show_generated),
+    "sequence_classification": Mode(show_labels, {"top_k": None}),
+    "token_classification": Mode(show_entities),
+    "question_answering": Mode(show_answer),
+    "text_generation": Mode(show_generated),
 }
-
-
-def ask(address: str, model: str, body: dict[str, Any]) -> Any:  # noqa: ANN401  # each mode has its own JSON
-    """Return what the server answers. Raises CommandError."""
-    try:
-        reply = local.post(f"{address}/predictions/{model}", json=body, timeout=120)
-        content = reply.json()
-    except requests.ConnectionError:
-        raise CommandError(f"No server listens at {address}: start one with `make start`.") from None
-    except requests.RequestException as error:  # too slow, or no JSON: not TorchServe
-        raise CommandError(f"{address} does not answer as TorchServe does ({type(error).__name__}).") from error
-    if reply.status_code != requests.codes.ok:
-        told = content.get("error", content)
-        raise CommandError(f"The server answered {reply.status_code}: {told['message']}")
-    return content
-
-
-def mode_of(management: str, model: str) -> str:
-    """Return what a served model does. Raises CommandError."""
-    try:
-        return str(describe(management, model, customized=True)["customizedMetadata"]["mode"])
-    except requests.ConnectionError:
-        raise CommandError(f"No server listens at {management}: start one with `make start`.") from None
-    except (requests.RequestException, KeyError) as error:
-        raise CommandError(f"The server does not serve {model}: `make status` shows what it serves.") from error
 
 
 @app.command()
 def main(
-    text: Annotated[str, typer.Argument(help="The text, the context of a question, or a prompt.")],
-    model: Annotated[str, typer.Option(help="The archive's name.")] = "sequence_classification",
-    question: Annotated[str, typer.Option(help="What to ask of the text, where the model answers questions.")] = "",
-    config: Annotated[Path, typer.Option(help="The server's config.properties.")] = CONFIG,
+    text: TextArgument,
+    model: ModelOption = "sequence_classification",
+    question: QuestionOption = "",
+    config: ConfigOption = CONFIG,
 ) -> None:
     """Ask the running server what it makes of a text.
 
@@ -119,11 +91,10 @@ def main(
       python -m scripts.predict --model text_generation "Once upon a time"
     """
     addresses = Addresses.read(config)
-    name = mode_of(addresses.management, model)
-    if name == "question_answering" and not question:
-        raise CommandError('What shall it answer? Give a question: --question "...", or QUESTION="..." to make.')
+    name = mode_of(addresses, model, question)
     mode = MODES[name]
-    mode.show(text, ask(addresses.inference, model, mode.body(text, question)))
+    body = BODIES[name](text, question) | {"parameters": mode.parameters}
+    mode.show(text, ask(addresses.inference, f"predictions/{model}", body))
 
 
 if __name__ == "__main__":

@@ -55,12 +55,13 @@ class Embedded:
         return {name: value.float() for name, value in outputs.items() if isinstance(value, Tensor)}
 
     def bytes_kept(self, target: Target) -> int:
-        """Take the gradient of a target's score, and return how many bytes of its row that needs."""
+        """Take the gradient of a target's score, and return how many bytes its row takes until then."""
+        weights = {parameter.data_ptr() for parameter in self.model.parameters()}
         kept = 0
 
         def weigh(tensor: Tensor) -> Tensor:
             nonlocal kept
-            kept += tensor.nbytes
+            kept += 0 if tensor.data_ptr() in weights else tensor.nbytes
             return tensor
 
         rows = self.rows([target], float("inf"))

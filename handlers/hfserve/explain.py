@@ -169,8 +169,6 @@ class Explainer:
         deadline: seconds of the monotonic clock.
         """
         waiting = every = sorted(map(Work, targets), key=lambda work: work.tokens)
-        if every:
-            self._weigh(every[-1])
         steps = params.n_steps or FIRST_STEPS
         while waiting:
             for chunk in self._chunks(waiting, METHODS[params.method], steps, deadline):
@@ -196,6 +194,7 @@ class Explainer:
         self, chunk: Sequence[Work], params: ExplanationParams, steps: int, deadline: float
     ) -> list[Attribution]:
         """Run Captum over a chunk."""
+        self._weigh(chunk[-1])
         rows = self.model.rows([work.target for work in chunk], deadline)
         method = METHODS[params.method]
         shares = method.run(rows, steps, self._rows_at_once(chunk[-1], deadline)).cpu()
@@ -222,9 +221,12 @@ class Explainer:
     def _rows_at_once(self, longest: Work, deadline: float) -> int:
         """Return how many rows of a length fit into one pass, by memory and time: 1 at least."""
         device = self.model.device
-        by_memory = MEMORY * _free_memory(device) / (self.bytes * longest.tokens)
-        by_time = SLICE * max(0, deadline - time.monotonic()) / (self.pace * longest.tokens)
-        return max(1, int(min(by_memory, by_time, MOST_TOKENS.get(device.type, 1024) // longest.tokens)))
+        most: float = MOST_TOKENS.get(device.type, 1024) // longest.tokens
+        if self.longest:
+            by_memory = MEMORY * _free_memory(device) / (self.bytes * longest.tokens)
+            by_time = SLICE * (deadline - time.monotonic()) / (self.pace * longest.tokens)
+            most = min(most, by_memory, by_time)
+        return max(1, int(most))
 
     def _weigh(self, longest: Work) -> None:
         """Try one row, unless a longer one was: a token of a shorter row takes less, as attention is quadratic."""

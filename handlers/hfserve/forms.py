@@ -28,7 +28,8 @@ class Call:
     form: str = "plain"  # a key of FORMS
     id: str | None = None  # the Open Inference Protocol's
     explain: bool = False  # asks why, and not what
-    format: str = "json"  # or what else the Accept header or parameters.format asks for
+    target: Json = None  # of what, for each input that does not say so itself
+    format: Json = "json"  # what the answer is written in; None where the body does not say
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,14 @@ class Answer:
 def read(body: Json) -> Call:
     """Tell the request forms apart by their keys, and refuse a key that the form does not have."""
     if isinstance(body, str | list):
-        return Call(body, "body")
+        return Call(body, "body", format=None)
     if not isinstance(body, dict):
         raise BadRequest('Send a text, a list of texts, or an object such as {"inputs": "..."}.')
     rest = dict(body)
-    given = rest.pop("parameters", None)
+    given, written = rest.pop("parameters", None), rest.pop("format", None)
     parameters = {} if given is None else as_object(given, "parameters")
     call = _reader(rest)(rest)
+    call = replace(call, target=rest.pop("target", None), format=written)
     for key in rest:
         raise BadRequest('Unknown key beside the inputs; options stand under "parameters".', str(key))
     return replace(call, parameters=parameters)

@@ -303,6 +303,8 @@ def _with_target(row: Row, call: Call, rows: int) -> Row:
     entry = payload[row.place] if isinstance(payload, list) and len(payload) == rows else payload
     if isinstance(entry, dict) and entry.get("target") is not None:
         return replace(row, target=entry["target"], target_field=BadRequest("", "target").under(row.field).field)
+    if call.target is not None:
+        return replace(row, target=call.target, target_field="target")
     return replace(row, target=call.parameters.get("target"))
 
 

@@ -98,15 +98,17 @@ def _parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describ
 
 
 def _with_format(call: Call, accept: str) -> Call:
-    """Say in what format a call wants its answer; explanations may also say so in their parameters."""
+    """Say in what format a call wants its answer: as its body says, of explanations its parameters too, or Accept."""
     offered = EXPLANATION_FORMATS if call.explain else FORMATS
-    asked = call.parameters.get("format") if call.explain else None
+    parameters = dict(call.parameters)
+    field, asked = "format", call.format
+    if call.explain and "format" in parameters:
+        field, asked = "parameters.format", parameters.pop("format")
     if asked is None:
         asked = _preferred(accept, offered)
     if asked not in offered.values():
-        raise BadRequest(f"Give one of {', '.join(dict.fromkeys(offered.values()))}.", "parameters.format")
-    rest = {name: value for name, value in call.parameters.items() if not (call.explain and name == "format")}
-    return replace(call, parameters=rest, format=asked)
+        raise BadRequest(f"Give one of {', '.join(dict.fromkeys(offered.values()))}.", field)
+    return replace(call, parameters=parameters, format=asked)
 
 
 def _content_type(part: object) -> Message:

@@ -1,15 +1,17 @@
 """All modes in one TorchServe, and archives that were changed after they were built."""
 
 import json
+import re
 import shutil
 import subprocess
+import sys
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from scripts.console import CommandError
+from scripts.console import ROOT, CommandError
 from scripts.torchserve import launch, wait_until_ready
 from tests import models
 from tests.contract.cases import CASES
@@ -73,6 +75,20 @@ def test_curl(all_modes, tmp_path):
     assert curl(f"{url}/question_answering", *as_json, "-H", "Accept: text/plain", "-d", pair) == answer["answer"]
     (tmp_path / "prompt.txt").write_text("the tea was")
     assert json.loads(curl(f"{url}/text_generation", "-T", str(tmp_path / "prompt.txt")))["generated_text"]
+
+
+def test_explain_shows_and_saves_what_the_server_would(all_modes, tmp_path):
+    config = all_modes.run_dir.parent / "config.properties"
+    page, picture = tmp_path / "a.html", tmp_path / "a.svg"
+    words = [sys.executable, "-m", "scripts.explain", "--config", config, "--model", "question_answering"]
+    words += ["--question", " who? ", "--method", "occlusion", "--html", page, "--svg", picture, "the [b] tea was good"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^Answer  start  .*^question\nwho.*^context\nthe.*^Answer  end  ", done.stdout, re.M | re.S)
+    body = {"question": " who? ", "context": "the [b] tea was good", "parameters": {"method": "occlusion"}}
+    for saved, kind in ((page, "text/html"), (picture, "image/svg+xml")):
+        reply = all_modes.post("question_answering", "/explanations/{}", json=body, headers={"Accept": kind})
+        assert saved.read_text() == reply.text
 
 
 def test_kserve_forms(all_modes):

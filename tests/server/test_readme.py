@@ -75,6 +75,13 @@ def test_the_commands_of_the_readme(place, tmp_path_factory):
     assert re.search(r"POSITIVE +0\.9\d\d", outputs[BLOCKS[0][1].replace("make test\n", "")])
     assert '[{"label": "POSITIVE", "score": 0.9' in told
     assert '{"predictions": [[{"label": "POSITIVE"' in told
+    assert re.search(r"friendly\[\+0\.\d+\]", outputs[BLOCKS[0][1].replace("make test\n", "")])
+    assert '{"explanations": [{"target": "POSITIVE"' in told
+    assert '"outputs": [{"name": "explanation"' in told
+    assert '{"words": ["The", "manual"' in told
+    assert "<!doctype html>" in (folder / "explanation.html").read_text()
+    assert (folder / "explanation.svg").read_text().startswith("<svg")
+    assert re.search(r"^Entity  PER.*^Answer  start.*^Answer  end.*^One day .* She was sad", told, re.M | re.S)
     assert '"outputs": [{"name": "label"' in told
     assert '"weights_sha256"' in told or '"sha256"' in told
     assert "ts_inference_requests_total" in told

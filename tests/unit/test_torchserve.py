@@ -112,12 +112,13 @@ def test_a_worker_killed_again_and_again_is_noticed(run_dir):
     assert "killed 3 times; is there enough memory?" in reason(run_dir, only_workers=True)
 
 
-def test_predict_without_a_server_is_a_sentence(tmp_path):
+@pytest.mark.parametrize("name", ["predict", "explain"])
+def test_asking_without_a_server_is_a_sentence(tmp_path, name):
     (port,) = free_ports(1)
     address = f"http://127.0.0.1:{port}"
     config = properties(tmp_path, inference_address=address, management_address=address)
     environment = {**os.environ, "http_proxy": "http://127.0.0.1:9"}  # which must not be asked
-    words = [sys.executable, "-m", "scripts.predict", "--config", str(config), "tea"]
+    words = [sys.executable, "-m", f"scripts.{name}", "--config", str(config), "tea"]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == f"Error: No server listens at http://127.0.0.1:{port}: start one with `make start`.\n"

@@ -252,6 +252,12 @@ def test_accept_chooses_how_an_explanation_is_shown(accept, wanted):
     assert (named.format, named.parameters) == ("svg", {"n_steps": 5})
     for other in ("pdf", 5, ["svg"]):
         assert refused({"inputs": "x", "parameters": {"format": other}}, explain="True") == (400, "parameters.format")
+        assert refused({"inputs": "x", "format": other}, explain="True") == (400, "format")
+    beside = parse({"text": "x", "target": 1, "format": "svg"}, explain="True")
+    assert (beside.format, beside.payload) == ("svg", {"text": "x", "target": 1})
+    assert parse({"inputs": "x", "target": 1}, explain="True").target == 1
+    assert parse({"inputs": "x", "target": 1, "format": "text"}).format == "text"
+    assert refused({"inputs": "x", "format": "html"}) == (400, "format")
 
 
 # --- responses

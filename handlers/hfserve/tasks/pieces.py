@@ -80,7 +80,7 @@ def _goes_on(text: str, found: Sequence[Piece], start: int, end: int, same_word:
     """
     last = found[-1]
     if start < last.end or last.start == last.end:  # parts of one character; a blank, which goes with what follows
-        return start <= last.end
+        return True
     return start == last.end and same_word and start < end and in_word(text[start - 1]) and in_word(text[start])
 
 

@@ -56,6 +56,17 @@ def test_entities_never_overlap_nor_go_out_of_order(ner):
             ends = record["end"]
 
 
+@pytest.mark.parametrize("target", [{"start": 4, "end": 7}, [2]])
+def test_a_kind_of_entity_is_asked_for_by_the_name_that_answers_give_it(ner, target):
+    def explained(label):
+        asked = {**target, "label": label} if isinstance(target, dict) else [*target, label]
+        (answer,) = ner.pipeline.explain([Call({"text": "the tea was good", "target": asked}, "inputs", explain=True)])
+        return answer.results[0].to_json()
+
+    assert explained("PER") == explained("B-PER")
+    assert explained("PER")[0]["target"] == "PER"
+
+
 def test_words_equal_the_pipeline_and_count_in_the_joined_text(ner):
     words = "the tea was not good in Zürich , never !".split()
     wanted = reference.pipeline_entities(ner.folder, words, is_split_into_words=True, aggregation_strategy="simple")
