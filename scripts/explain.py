@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from hfserve import shades
-from hfserve.explained import (
+from hfserve.views import shades
+from hfserve.views.explained import (
     Explained,
     Record,
     by_strength,
@@ -21,8 +21,8 @@ from hfserve.explained import (
     strongest,
     visible,
 )
-from hfserve.pages import html_page
-from hfserve.pictures import svg_picture
+from hfserve.views.pages import html_page
+from hfserve.views.pictures import svg_picture
 from rich.color import Color
 from rich.padding import Padding
 from rich.style import Style

@@ -2,7 +2,7 @@
 
 import re
 
-from hfserve.explained import Explained
+from hfserve.views.explained import Explained
 
 
 def words(text, scores, **more):

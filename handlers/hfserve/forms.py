@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hfserve.errors import BadRequest
-from hfserve.explained import Explained
 from hfserve.tasks.base import Json, Task, Truncation
+from hfserve.views.explained import Explained
 
 
 @dataclass(frozen=True)

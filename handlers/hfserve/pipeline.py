@@ -22,13 +22,13 @@ from hfserve.engines import engine_class, engines_for
 from hfserve.engines.base import Engine
 from hfserve.errors import BadRequest, ConfigError, RequestError, TooLarge, TooSlow, Unprocessable, isolated
 from hfserve.explain import Attribution, Explainer, ExplanationParams, record
-from hfserve.explained import Explained
 from hfserve.forms import Answer, Call
 from hfserve.isolation import Halve, isolated_rows
 from hfserve.pace import Paced
 from hfserve.proof import TOLERANCE, replay
 from hfserve.tasks import task_class
 from hfserve.tasks.base import Batch, Json, Refused, Task, Truncation, parameters
+from hfserve.views.explained import Explained
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 
 from hfserve import forms
 from hfserve.errors import BadRequest, RequestError, UnsupportedMediaType, isolated
-from hfserve.explained import plain_text, upstream_shape
 from hfserve.forms import Answer, Call, as_object
-from hfserve.pages import html_page
-from hfserve.pictures import svg_picture
 from hfserve.tasks.base import Json, Task
+from hfserve.views.explained import plain_text, upstream_shape
+from hfserve.views.pages import html_page
+from hfserve.views.pictures import svg_picture
 
 BODY_NAMES = ("body", "data")  # the raw body, or the form field that holds it
 JSON = dict.fromkeys(("application/json", "application/*", "*/*"), "json")

@@ -3,9 +3,9 @@
 from itertools import pairwise
 
 import pytest
-from hfserve.explained import Explained
-from hfserve.pages import html_page
-from hfserve.pictures import svg_picture
+from hfserve.views.explained import Explained
+from hfserve.views.pages import html_page
+from hfserve.views.pictures import svg_picture
 
 from tests.explanations import answered, explained, generated
 

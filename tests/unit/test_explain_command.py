@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from hfserve import shades
-from hfserve.explained import Explained
+from hfserve.views import shades
+from hfserve.views.explained import Explained
 from rich.console import Console
 
 from scripts import explain

@@ -5,11 +5,11 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
-from hfserve import shades
-from hfserve.explained import Explained, characters, pieces, plain_text, upstream_shape
-from hfserve.layout import cells, lines, merged, ordered
-from hfserve.pages import html_page
-from hfserve.pictures import LINES, RECORDS, svg_picture
+from hfserve.views import shades
+from hfserve.views.explained import Explained, characters, pieces, plain_text, upstream_shape
+from hfserve.views.layout import cells, lines, merged, ordered
+from hfserve.views.pages import html_page
+from hfserve.views.pictures import LINES, RECORDS, svg_picture
 
 from tests.explanations import answered, explained, generated, record, words
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from hfserve import shades
-from hfserve.explained import (
+from hfserve.views import shades
+from hfserve.views.explained import (
     Explained,
     Record,
     by_strength,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from hfserve.explained import Record, characters, sendable
+from hfserve.views.explained import Record, characters, sendable
 
 BREAKS = ("\n", "\r", "\r\n")
 SIDES = {"L": "L", "R": "R", "AL": "R"}  # of a letter's bidirectional class: from the left, from the right

@@ -10,9 +10,9 @@ import html
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from hfserve import shades
-from hfserve.explained import Explained, Record, facts, number, pieces, said, sendable, strongest, title
-from hfserve.layout import Cell, cells, lines, merged, ordered
+from hfserve.views import shades
+from hfserve.views.explained import Explained, Record, facts, number, pieces, said, sendable, strongest, title
+from hfserve.views.layout import Cell, cells, lines, merged, ordered
 
 COLUMNS, SMALL_COLUMNS = 80, 100  # of a line, and of one in small letters
 LINES, RECORDS = 40, 20  # of a text, and of a picture
