@@ -68,7 +68,7 @@ explain: setup  ## ask it why [MODE=] [TEXT="..."] [QUESTION="..."] [TARGET=] [M
 test: setup  ## run all tests [ARGS=...]
 	@$(RUN) pytest $(ARGS)
 
-benchmark: setup  ## measure building and loading of MODE= beside a plain script, as ratios
+benchmark: setup  ## measure building, loading and explaining of MODE= as ratios
 	@$(RUN) scripts.benchmark --mode $(MODE)
 
 lint: setup  ## check style and types

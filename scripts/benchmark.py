@@ -13,7 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from hfserve.explain import FIRST_STEPS
+from hfserve.forms import Call
+from hfserve.pipeline import Pipeline
 from hfserve.tasks import TASKS
 from rich.progress import track
 from rich.table import Table
@@ -24,6 +28,8 @@ from scripts.console import ARTIFACTS, command, console, run
 from scripts.download_models import prepare
 
 app = command()
+
+EXPLAINED = 16
 
 # What anybody's own script does: the same imports, from_pretrained, one forward pass.
 PLAIN = """
@@ -79,12 +85,34 @@ def compare(name: str, ours: Callable[[], float], other: Callable[[], float], re
     return [name, f"{first:.1f} s", f"{second:.1f} s", f"{statistics.median(ratios):.2f}", spread]
 
 
+def explanations(pipeline: Pipeline, repeats: int) -> list[str]:
+    """Compare explaining in one batch with explaining one by one, and return a line of the table."""
+    goldens = pipeline.task.goldens()
+    calls = [Call(goldens[i % len(goldens)], parameters={"n_steps": FIRST_STEPS}) for i in range(EXPLAINED)]
+    pipeline.explain(calls[:1])  # the first time is slower than all others
+    return compare(
+        f"{EXPLAINED} explanations in a batch, beside one by one",
+        lambda: timed(lambda: pipeline.explain(calls)),
+        lambda: timed(lambda: [pipeline.explain([call]) for call in calls]),
+        repeats,
+    )
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return how many seconds some work takes."""
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start
+
+
 @app.command()
 def main(
     mode: Annotated[str, typer.Option(help="The mode whose archive to measure.")] = "sequence_classification",
     repeats: Annotated[int, typer.Option(help="How often each is timed.")] = 5,
 ) -> None:
     """Measure how long an archive takes to build and to be READY, beside what a plain script of your own takes.
+
+    And what explanations gain by sharing passes, on the CPU: little, where one alone keeps it busy.
 
     Example: python -m scripts.benchmark --mode token_classification --repeats 7
     """
@@ -114,6 +142,7 @@ def main(
                 lambda: seconds("-c", PARTS, str(plain), auto_class),
                 repeats,
             ),
+            explanations(Pipeline.load(plain, config.parsed, torch.device("cpu")), repeats),
         ]
     table = Table("", "ours", "theirs", "ratio", "from run to run")
     for line in lines:
