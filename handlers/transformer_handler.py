@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from hfserve import wire
 from hfserve.config import read_config
-from hfserve.errors import RequestError
+from hfserve.errors import InternalError, RequestError, report
 from hfserve.forms import Answer, Call
 from hfserve.pipeline import Pipeline
 from hfserve.proof import check_files, libraries, read_claims
@@ -33,10 +33,13 @@ class TransformerHandler:
         self.pipeline = Pipeline.load(model_dir, read_config(model_dir / "model-config.yaml"), device)
         difference = self.pipeline.prove(model_dir, claims)
         self.model_name: str = context.model_name
+        self.end: SystemExit | None = None  # why this worker has to end
         self.description = self.pipeline.describe() | _provenance(claims) | {"golden_difference": difference}
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[str]:  # noqa: ANN401
         """Answer a batch: one body text a row, status and headers set in the context; explanations after all else."""
+        if self.end:
+            raise self.end
         deadline = self.pipeline.deadline()
         calls = dict(enumerate(wire.parse(row, context.get_all_request_header(i)) for i, row in enumerate(data)))
         why = {i: call for i, call in calls.items() if isinstance(call, Call) and call.explain}
@@ -45,9 +48,19 @@ class TransformerHandler:
         bodies = {i: wire.send(self._respond(call, answers), context, i) for i, call in rest.items()}
         if why and rest:
             wire.send_first(bodies, context)
-        answers = iter(self.pipeline.explain(list(why.values()), deadline))
+        answers = iter(self._explain(list(why.values()), deadline))
         bodies |= {i: wire.send(self._respond(call, answers), context, i) for i, call in why.items()}
         return [bodies[i] for i in calls]
+
+    def _explain(self, calls: Sequence[Call], deadline: float) -> Sequence[Answer | RequestError]:
+        """Explain, and raise nothing: those of the batch that are answered already must not be answered once more."""
+        try:
+            return self.pipeline.explain(calls, deadline)
+        except SystemExit as end:  # the worker cannot go on, and ends with the next batch
+            self.end = end
+            return [InternalError("The server failed on this request; its log has the reason.")] * len(calls)
+        except Exception as error:
+            return [report(error)] * len(calls)
 
     def _respond(
         self, call: Call | wire.Describe | RequestError, answers: Iterator[Answer | RequestError]

@@ -54,7 +54,7 @@ class Embedded:
             outputs = self.model.forward(**inputs, **self.options)
         return {name: value.float() for name, value in outputs.items() if isinstance(value, Tensor)}
 
-    def bytes_kept(self, target: Target) -> int:
+    def bytes_kept(self, target: Target, deadline: float) -> int:
         """Take the gradient of a target's score, and return how many bytes its row takes until then."""
         weights = {parameter.data_ptr() for parameter in self.model.parameters()}
         kept = 0
@@ -64,7 +64,7 @@ class Embedded:
             kept += 0 if tensor.data_ptr() in weights else tensor.nbytes
             return tensor
 
-        rows = self.rows([target], float("inf"))
+        rows = self.rows([target], deadline)
         with torch.autograd.graph.saved_tensors_hooks(weigh, lambda tensor: tensor):
             inputs = rows.inputs.clone().requires_grad_()
             torch.autograd.grad(rows.scores(inputs, rows.every).sum(), inputs)
@@ -122,7 +122,7 @@ class Rows:
         ids = self.tensors["input_ids"]
         nothing = ids.clone()
         for row, target in enumerate(targets):
-            nothing[row, [piece.column for piece in target.pieces]] = model.task.baseline
+            nothing[row, target.columns] = model.task.baseline
         self.inputs, self.baselines = model.embed(ids), model.embed(nothing)
         with torch.no_grad():
             self.input_scores: list[float] = self.scores(self.inputs, self.every).tolist()

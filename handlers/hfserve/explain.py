@@ -20,13 +20,16 @@ from torch import Tensor, nn
 from hfserve.embedded import LATE, Embedded, Rows
 from hfserve.errors import RequestError, TooSlow, Unprocessable
 from hfserve.isolation import isolated_rows
-from hfserve.tasks.base import Json, Target, Task, choice, count, number
+from hfserve.tasks.base import Json, Target, Task, Truncation, choice, count, number
 
 FIRST_STEPS = 24  # by Gauss-Legendre, enough for most texts; where it is not they are doubled
 MOST_STEPS = 1000
+MOST_SHARES = 50_000  # of tokens, in the answer to a request; TorchServe loses a worker that answers more than it takes
 MEMORY = 0.25  # of what is free, for what a pass keeps for its gradients
 SLICE = 0.02  # of the time left, for a pass: time is looked at between passes
 MOST_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a pass; more only adds padding, as the device is busy
+NO_NUMBER = "The model gives no number for this input, so that nothing can be explained: send another."
+TOO_MUCH = f"There is too much to explain for one answer, of which {MOST_SHARES} numbers are the most: ask for less."
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,13 @@ class Attribution:
         return sum(self.shares) - (self.input_score - self.baseline_score)
 
     def within(self, tolerance: float) -> bool:
-        """Whether the shares add up; where all are 0 nothing can be told apart."""
-        return abs(self.delta) <= tolerance * sum(map(abs, self.shares)) or not any(self.shares)
+        """Whether the shares add up."""
+        return abs(self.delta) <= tolerance * sum(map(abs, self.shares))
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of it are numbers."""
+        return math.isfinite(self.delta)
 
 
 def integrated_gradients(rows: Rows, steps: int, most: int) -> Tensor:
@@ -133,14 +141,21 @@ class Work:
         self.target = target
         self.tokens = len(target.row["input_ids"])
         self.found: Attribution | RequestError = TooSlow(LATE)
+        self.gaps: list[float] = []  # of each round
 
     @property
     def open(self) -> bool:
-        """Whether more steps may bring it nearer to its tolerance."""
-        return isinstance(self.found, Attribution) and self.found.converged is False
+        """Whether more steps may bring it nearer to its tolerance.
+
+        They do not where two doublings in turn did not halve the gap: in bf16 that is what its numbers are rounded by.
+        """
+        stuck = len(self.gaps) > 2 and min(self.gaps[-2:]) > self.gaps[-3] / 2
+        return isinstance(self.found, Attribution) and self.found.converged is False and not stuck
 
     def take(self, found: Attribution | RequestError) -> None:
         """Keep what was found, unless it is that there was no time to better what is known."""
+        if isinstance(found, Attribution):
+            self.gaps.append(abs(found.delta))
         if not (isinstance(found, TooSlow) and isinstance(self.found, Attribution)):
             self.found = found
 
@@ -183,28 +198,30 @@ class Explainer:
         """Explain a chunk with some number of steps; to better what is known, only if there is time for it."""
         tokens = sum(METHODS[params.method].rows(steps, work.tokens) * work.tokens for work in chunk)
         start = time.monotonic()
-        if chunk[0].open and start + 1.2 * self.pace * tokens > deadline:
+        expected = 1.2 * self.pace * tokens if chunk[0].open else 0.0
+        if start + expected > deadline:
             return
         found = isolated_rows(lambda part: self._attribute(part, params, steps, deadline), chunk)
         for work, result in zip(chunk, found, strict=True):
             work.take(result)
-        self.pace = (time.monotonic() - start) / tokens
+        if not any(isinstance(result, RequestError) for result in found):  # else not all was done
+            self.pace = (time.monotonic() - start) / tokens
 
     def _attribute(
         self, chunk: Sequence[Work], params: ExplanationParams, steps: int, deadline: float
-    ) -> list[Attribution]:
+    ) -> list[Attribution | RequestError]:
         """Run Captum over a chunk."""
-        self._weigh(chunk[-1])
+        self._weigh(chunk[-1], deadline)
         rows = self.model.rows([work.target for work in chunk], deadline)
         method = METHODS[params.method]
         shares = method.run(rows, steps, self._rows_at_once(chunk[-1], deadline)).cpu()
-        found = []
+        found: list[Attribution | RequestError] = []
         for i, work in enumerate(chunk):
-            own = [float(shares[i, piece.column]) for piece in work.target.pieces]
+            own = shares[i, work.target.columns].tolist()
             result = Attribution(own, rows.input_scores[i], rows.baseline_scores[i])
             if method.stepped:
                 result = replace(result, steps=steps, converged=result.within(params.tolerance or 0))
-            found.append(result)
+            found.append(result if result.finite else Unprocessable(NO_NUMBER))
         return found
 
     def _chunks(self, waiting: Sequence[Work], method: Method, steps: int, deadline: float) -> Iterator[list[Work]]:
@@ -228,14 +245,14 @@ class Explainer:
             most = min(most, by_memory, by_time)
         return max(1, int(most))
 
-    def _weigh(self, longest: Work) -> None:
+    def _weigh(self, longest: Work, deadline: float) -> None:
         """Try one row, unless a longer one was: a token of a shorter row takes less, as attention is quadratic."""
         if longest.tokens <= self.longest:
             return
         if not self.longest:
-            self.model.bytes_kept(longest.target)  # the first time is slower than all others
+            self.model.bytes_kept(longest.target, deadline)  # the first time is slower than all others
         start = time.monotonic()
-        self.bytes = self.model.bytes_kept(longest.target) / longest.tokens
+        self.bytes = self.model.bytes_kept(longest.target, deadline) / longest.tokens
         self.pace = (time.monotonic() - start) / longest.tokens
         self.longest = longest.tokens
 
@@ -248,10 +265,10 @@ def _free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + kept
 
 
-def record(target: Target, texts: dict[str, str], found: Attribution, method: str) -> Json:
+def record(target: Target, texts: dict[str, str], found: Attribution, method: str, cut: Truncation | None) -> Json:
     """Return the answer that an attribution is: scores with their places in the texts, the squares of which add to 1.
 
-    texts: of the item, by name. `norm` times a score is the token's share in `input_score` - `baseline_score`.
+    texts: of the item, by name; cut: what the model was not given of it. `norm` times a score is the token's share in `input_score` - `baseline_score`.
     """
     norm = math.sqrt(sum(share * share for share in found.shares))
     scores = [share / norm if norm else 0.0 for share in found.shares]
@@ -264,9 +281,10 @@ def record(target: Target, texts: dict[str, str], found: Attribution, method: st
         pairs = list(group)
         seen = [piece for piece, _ in pairs if piece.start < piece.end] or [pairs[0][0]]
         words.append(_place(texts, seen[0].field, seen[0].start, seen[-1].end, sum(score for _, score in pairs)))
+    chance = {"score": target.chance(found.input_score)} if target.chance else {}
     return {
         "target": target.name,
-        "prediction": target.prediction,
+        "prediction": target.prediction | chance,
         "method": method,
         "tokens": tokens,
         "words": words,
@@ -276,6 +294,7 @@ def record(target: Target, texts: dict[str, str], found: Attribution, method: st
         "convergence_delta": found.delta,
         "n_steps": found.steps,
         "converged": found.converged,
+        **({"truncated": {"tokens": cut.tokens, "used": cut.used}} if cut else {}),
     }
 
 

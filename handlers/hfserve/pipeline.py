@@ -21,7 +21,7 @@ from hfserve.config import Config
 from hfserve.engines import engine_class, engines_for
 from hfserve.engines.base import Engine
 from hfserve.errors import BadRequest, ConfigError, RequestError, TooLarge, TooSlow, Unprocessable, isolated
-from hfserve.explain import Attribution, Explainer, ExplanationParams, record
+from hfserve.explain import MOST_SHARES, TOO_MUCH, Attribution, Explainer, ExplanationParams, record
 from hfserve.forms import Answer, Call
 from hfserve.isolation import Halve, isolated_rows
 from hfserve.pace import Paced
@@ -182,7 +182,7 @@ class Pipeline:
             if isinstance(explainer, RequestError):
                 return [row.blame(explainer) for row in rows]
             self.explainer = explainer
-        found = self._in_passes(rows, lambda part: self._targets(part, own, deadline), deadline)
+        found = _bounded(rows, self._in_passes(rows, lambda part: self._targets(part, own, deadline), deadline))
         targets = [target for one in found if not isinstance(one, RequestError) for target in one.value]
         explained = iter(self.explainer.explain(targets, how, deadline))
         return [
@@ -208,8 +208,8 @@ class Pipeline:
             if isinstance(one, RequestError):
                 error = row.blame(one)
             else:
-                records.append(record(target, texts, one, method))
-        return error or Result(Explained(texts, records, lone=not self.task.several), found.truncated)
+                records.append(record(target, texts, one, method, found.truncated))
+        return error or Result(Explained(texts, records, lone=not self.task.several), None)
 
     def describe(self) -> dict[str, Json]:
         """Return what the model description says of task and engine."""
@@ -297,12 +297,25 @@ def _results(values: Sequence[Any], batch: Batch) -> list[Result]:
     return [Result(value, cut.get(i)) for i, value in enumerate(values)]
 
 
+def _bounded(rows: Sequence[Row], found: Sequence[Result | RequestError]) -> list[Result | RequestError]:
+    """Refuse the calls whose explanations would be too much for an answer."""
+    shares: dict[int, int] = defaultdict(int)  # by call
+    for row, one in zip(rows, found, strict=True):
+        if isinstance(one, Result):
+            shares[row.call] += sum(len(target.pieces) for target in one.value)
+    return [
+        row.blame(TooLarge(TOO_MUCH)) if shares[row.call] > MOST_SHARES else one
+        for row, one in zip(rows, found, strict=True)
+    ]
+
+
 def _with_target(row: Row, call: Call, rows: int) -> Row:
     """Give a row what its call wants explained of it: beside its text, or for all under the parameters."""
-    payload = call.payload
-    entry = payload[row.place] if isinstance(payload, list) and len(payload) == rows else payload
+    payload, listed = call.payload, isinstance(call.payload, list) and len(call.payload) == rows
+    entry = payload[row.place] if listed else payload
     if isinstance(entry, dict) and entry.get("target") is not None:
-        return replace(row, target=entry["target"], target_field=BadRequest("", "target").under(row.field).field)
+        place = row.field if listed else call.root
+        return replace(row, target=entry["target"], target_field=BadRequest("", "target").under(place).field)
     if call.target is not None:
         return replace(row, target=call.target, target_field="target")
     return replace(row, target=call.parameters.get("target"))

@@ -275,11 +275,12 @@ def send_first(bodies: Mapping[int, str], context: Context) -> None:
 
     TorchServe ends a batch with the first message that has no part of a stream in it. So one row is sent as a stream,
     of one part and its end, and the rest as they are; taken out of the context's requests, they get no second answer.
-    Where no row can be a stream, as over gRPC, all wait for the end of the batch.
+    Where no row can be a stream, all wait for the end of the batch: over gRPC, and of an error TorchServe closes the
+    connection behind its headers. To whoever is answered here TorchServe answers once more if the worker then dies.
     """
     from ts.protocol.otf_message_handler import create_predict_response
 
-    stream = next((i for i in bodies if "host" in map(str.lower, context.get_all_request_header(i))), None)
+    stream = next((i for i in bodies if _may_stream(context, i)), None)
     if stream is None:
         return
     parts: list[tuple[int, str, bool | None]] = [(stream, bodies[stream], False), (stream, "", True)]
@@ -294,6 +295,11 @@ def send_first(bodies: Mapping[int, str], context: Context) -> None:
     context.cl_socket.sendall(message)
     for i in bodies:
         del context.request_ids[i]
+
+
+def _may_stream(context: Context, row: int) -> bool:
+    over_http = "host" in map(str.lower, context.get_all_request_header(row))
+    return over_http and context.get_response_status(row)[0] < HTTPStatus.BAD_REQUEST
 
 
 class _Parts:

@@ -164,6 +164,17 @@ def test_predictions_do_not_wait_for_explanations_of_their_batch(explaining):
     assert max(rest) < why / 2
 
 
+def test_an_error_beside_an_explanation_keeps_its_body(explaining):
+    """Of a row that TorchServe is told to stream it would send the headers alone."""
+    for bad, status in ((5, 400), ("tea " * 400_000, 413)):
+        why, *refused = in_parallel(
+            lambda: explain(explaining, [LONG], n_steps=200), *[lambda bad=bad: explaining.ask("plain", bad)] * 2
+        )
+        ok(why)
+        for reply in refused:
+            assert (reply.status_code, reply.json()["error"]["code"]) == (status, status)
+
+
 # --- within their time
 
 

@@ -57,14 +57,23 @@ class Target:
 
     name: what is scored: a label, "start" or "end" of an answer, a token. prediction: the record of /predictions that
     it belongs to. row: inputs of the model by name, unpadded. pieces: the tokens of `row` that are traced; the others
-    stay as they are. place: where in the model's outputs the score stands, private to the task.
+    stay as they are. first: the column of the row's first token, which is negative where rows are padded on the left.
+    place: where in the model's outputs the score stands, private to the task. chance: makes the prediction's score of
+    the model's, where the task has not seen it.
     """
 
     name: str
     prediction: Json
     row: Row
     pieces: Sequence[Piece]
+    first: int
     place: Any
+    chance: Callable[[float], float] | None = None
+
+    @property
+    def columns(self) -> list[int]:
+        """The columns of the traced tokens, as Python counts them: from the side where rows are not padded."""
+        return [piece.column + self.first for piece in self.pieces]
 
 
 class Refused(Exception):

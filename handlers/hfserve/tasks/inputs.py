@@ -67,6 +67,11 @@ def stretch(asked: dict[str, Json], known: Sequence[str], text: str) -> tuple[in
     return start, end
 
 
+def whole_number(asked: Json) -> Json:
+    """Return the number that a text is the digits of, as tensors of texts have them, and all else as it is."""
+    return int(asked) if isinstance(asked, str) and asked.isdecimal() and len(asked) < 10 else asked
+
+
 def join(place: str, name: object) -> str:
     """Return the path of a member of what stands at `place`."""
     return f"{place}.{name}" if place else str(name)

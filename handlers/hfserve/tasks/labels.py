@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from hfserve.errors import ConfigError, Unprocessable
+from hfserve.tasks.inputs import whole_number
 
 RENAMED = "index_to_name.json"
 
@@ -33,7 +34,7 @@ def find_label(labels: Sequence[str], asked: Any) -> int:  # noqa: ANN401  # as 
     """Return the index of a label asked for by its name or its index. Raises Unprocessable."""
     if asked in labels:
         return labels.index(asked)
-    index = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked
+    index = whole_number(asked)
     if type(index) is int and 0 <= index < len(labels):
         return index
     few = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")

@@ -23,8 +23,8 @@ INPUTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_id
 class Piece:
     """A token of a text.
 
-    column: its place in the row, negative where rows are padded on the left; field: the name of its text;
-    start, end: its characters there, blanks around them left out; word: the number of its word in the row.
+    column: its place in the unpadded row; field: the name of its text; start, end: its characters there, blanks
+    around them left out; word: the number of its word in the row.
     """
 
     column: int
@@ -42,12 +42,11 @@ def encoded_row(tokenizer: PreTrainedTokenizerBase, encoding: Any) -> Row:  # no
 def pieces(
     encoding: Any,  # noqa: ANN401  # tokenizers.Encoding
     texts: Mapping[str, str],
-    first: int = 0,
     starts: Sequence[int] = (),
 ) -> list[Piece]:
     """Return the tokens of a row that stand for its texts; special tokens stand for none.
 
-    texts: by name, in the order in which the tokenizer was given them. first: the column of the row's first token.
+    texts: by name, in the order in which the tokenizer was given them.
     starts: where in the text each word begins, for a text that came split into words. Raises Unprocessable where the
     tokenizer does not say where its tokens come from.
     """
@@ -68,7 +67,7 @@ def pieces(
         place = trimmed(texts[field], start + moved, end + moved)
         same = bool(found) and found[-1].field == field and _goes_on(texts[field], found, *place, word == before)
         number = found[-1].word + (not same) if found else 0
-        found.append(Piece(first + column, field, *place, number))
+        found.append(Piece(column, field, *place, number))
         before = word
     return found
 

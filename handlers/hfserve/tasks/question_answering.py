@@ -15,7 +15,7 @@ from transformers import AutoConfig
 from hfserve.config import HandlerConfig
 from hfserve.errors import BadRequest, ConfigError, RequestError, Unprocessable
 from hfserve.tasks.base import Batch, Json, Model, Refused, Target, Task, Tensors, choice, count, one_by_one
-from hfserve.tasks.inputs import each, join, refuse_other_keys, stretch, text
+from hfserve.tasks.inputs import each, join, refuse_other_keys, stretch, text, whole_number
 from hfserve.tasks.pieces import encoded_row, log_odds, pieces
 from hfserve.tasks.spans import Side, Span, answers, best, side, span_of
 from hfserve.tasks.tokens import load_tokenizer, token_limit
@@ -225,16 +225,16 @@ class QuestionAnswering(Task):
         context = [column + first for column in window.columns]
         columns = (context[span.first], context[span.last]) if span else (window.special + first,) * 2
         inputs = encoded_row(self.tokenizer, window.encoding)
-        tokens = pieces(window.encoding, self.texts(item), self.left(window.encoding))
+        tokens = pieces(window.encoding, self.texts(item))
         return [
-            Target(name, record, inputs, tokens, (output, column, context))
+            Target(name, record, inputs, tokens, self.left(window.encoding), (output, column, context))
             for (name, output), column in zip(ENDS.items(), columns, strict=True)
         ]
 
     def _ranked(
         self, rows: Sequence[int], outputs: Tensors, batch: Batch, params: AnswerParams, asked: Json
     ) -> tuple[Json, Span | None]:
-        rank = int(asked) if isinstance(asked, str) and asked.isdecimal() else asked or 0
+        rank = 0 if asked is None else whole_number(asked)
         if type(rank) is not int or not 0 <= rank < MOST_ANSWERS:
             most = MOST_ANSWERS - 1
             raise BadRequest(

@@ -131,8 +131,9 @@ class SequenceClassification(Task):
             item, encoding = batch.notes[i]
             index = best[i] if asked[i] is None else find_label(self.labels, asked[i])
             record = {"label": self.labels[index], "score": float(scores[i, index])}
-            tokens = pieces(encoding, self.texts(item), self.left(encoding))
-            return [Target(self.labels[index], record, encoded_row(self.tokenizer, encoding), tokens, index)]
+            tokens = pieces(encoding, self.texts(item))
+            row = encoded_row(self.tokenizer, encoding)
+            return [Target(self.labels[index], record, row, tokens, self.left(encoding), index)]
 
         return one_by_one(find, len(batch.notes))
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -35,6 +37,8 @@ from hfserve.tasks.tokens import load_tokenizer, token_limit
 
 TRIAL_TOKENS = 3  # the first and the later ones are all that differs
 NEW_TOKENS = 64  # of an answer where the request does not say
+MOST_EXPLAINED = 256
+CONTEXT = 8  # tokens before an answer that are read with it, as a token's text depends on what is before it
 EXPLAINED_TOKENS = 16  # of an explanation: each costs as much as the whole answer many times
 MOST_BEAMS = 16
 MOST_STOPS, LONGEST_STOP = 16, 200  # each is looked for at each token
@@ -207,8 +211,12 @@ class TextGeneration(Task):
 
         Where the target is a number it is that token's alone, counted from 0.
         """
-        written = self.forward(model, batch, params)["sequences"].tolist()
-        return one_by_one(lambda i: self._targets(model, batch.notes[i], written[i], params, asked[i]), len(written))
+        writing = [i for i, what in enumerate(asked) if not isinstance(what, str)]
+        written: dict[int, list[int]] = {}
+        if writing:
+            prompts = replace(batch, notes=[batch.notes[i] for i in writing])
+            written = dict(zip(writing, self.forward(model, prompts, params)["sequences"].tolist(), strict=True))
+        return one_by_one(lambda i: self._targets(batch.notes[i], written.get(i, []), params, asked[i]), len(asked))
 
     def scores(self, outputs: Tensors, targets: Sequence[Target]) -> torch.Tensor:
         """Return the log-probability [rows] of the target's token behind the row."""
@@ -222,37 +230,54 @@ class TextGeneration(Task):
         # a model does not count by its mask
         return tensors | {"position_ids": (tensors["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)}
 
-    def _targets(
-        self, model: Model, prompt: Prompt, written: list[int], params: GenerationParams, asked: Json
-    ) -> list[Target]:
+    def _targets(self, prompt: Prompt, written: list[int], params: GenerationParams, asked: Json) -> list[Target]:
         """Choose the tokens to explain that follow a prompt."""
-        ids = self._asked(prompt, asked) if isinstance(asked, str) else self._before_end(written)
-        ids = ids[: params.max_new_tokens or EXPLAINED_TOKENS] if asked is None else ids
-        if not ids:
-            return []
-        if asked is not None and not isinstance(asked, str) and (type(asked) is not int or not 0 <= asked < len(ids)):
-            raise Unprocessable(
-                f"Give the text that follows, or the number of a token from 0 to {len(ids) - 1}.", "target"
-            )
-        tokens = pieces(prompt.encoding, self.texts(prompt.text))
-        cut = len(prompt.encoding.ids) - len(prompt.ids)
-        logits = model.run(self._padded([[*prompt.ids, *ids]], "right"))["logits"][0, len(prompt.ids) - 1 :]
-        chances = logits.softmax(dim=-1)
+        ids = self._asked(prompt, asked) if isinstance(asked, str) else self._said(prompt, written, params)
+        places = self._places(ids, params, asked)
+        names = self._names(prompt, ids[: max(places, default=-1) + 1])
+        cut = len(prompt.encoding.ids) - len(prompt.ids) if prompt.encoding else 0
+        tokens = [
+            replace(piece, column=piece.column - cut)
+            for piece in pieces(prompt.encoding, self.texts(prompt.text))
+            if piece.column >= cut
+        ]
         found = []
-        for k, token in enumerate(ids):
-            name = self._text(prompt, ids[: k + 1], ())[len(self._text(prompt, ids[:k], ())) :]
+        for k in places:
             row = [*prompt.ids, *ids[:k]]
-            # from the right, where rows end; what was cut from the beginning has no column
-            places = [replace(piece, column=piece.column - cut - len(row)) for piece in tokens if piece.column >= cut]
-            record = {"token": name, "score": float(chances[k, token])}
-            found.append(Target(name, record, {"input_ids": row}, places, token))
-        return [found[asked]] if isinstance(asked, int) else found
+            record = {"token": names[k], "index": k, "tokens": len(ids)}
+            found.append(Target(names[k], record, {"input_ids": row}, tokens, -len(row), ids[k], chance=math.exp))
+        return found
+
+    def _places(self, ids: list[int], params: GenerationParams, asked: Json) -> list[int]:
+        """Return the numbers of the tokens to explain. Raises Unprocessable."""
+        if asked is None:
+            return list(range(min(len(ids), params.max_new_tokens or EXPLAINED_TOKENS, MOST_EXPLAINED)))
+        if isinstance(asked, str):
+            return list(range(len(ids)))
+        if type(asked) is not int or not 0 <= asked < len(ids):
+            raise Unprocessable(
+                f"Give a text that may follow, or the number of one of the {len(ids)} tokens written, from 0.", "target"
+            )
+        return [asked]
+
+    def _said(self, prompt: Prompt, written: list[int], params: GenerationParams) -> list[int]:
+        """Return the tokens of an answer, without those of the stop text that ended it."""
+        ids = self._before_end(written)
+        room = len(self._text(prompt, ids, params.stop))
+        ends = accumulate(map(len, self._names(prompt, ids))) if params.stop else ()
+        return ids[: next((k for k, end in enumerate(ends) if end > room), len(ids))]
+
+    def _names(self, prompt: Prompt, ids: list[int]) -> list[str]:
+        """Return the text that each token adds; of several that spell one character the last adds it."""
+        context = prompt.ids[-CONTEXT:]
+        texts = [self._decode([*context, *ids[:k]]).rstrip("\ufffd") for k in range(len(ids) + 1)]
+        return [after[len(before) :] for before, after in pairwise(texts)]
 
     def _asked(self, prompt: Prompt, text: str) -> list[int]:
         """Return the tokens of a text that a request wants explained as an answer."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        if not ids or len(prompt.ids) + len(ids) > self.max_tokens:
-            room = self.max_tokens - len(prompt.ids)
+        room = min(self.max_tokens - len(prompt.ids), MOST_EXPLAINED)
+        if not 0 < len(ids) <= room:
             raise Unprocessable(
                 f"The text has {len(ids)} tokens, and behind this prompt it may have 1 to {room}.", "target"
             )
@@ -305,7 +330,9 @@ class TextGeneration(Task):
         return text[: min([text.find(mark) for mark in stop if mark in text], default=len(text))]
 
     def _before_end(self, ids: list[int]) -> list[int]:
-        return ids[: next((i for i, token in enumerate(ids) if token in self.ends), len(ids))]
+        return ids[
+            : next((i for i, token in enumerate(ids) if token in self.ends or token == self.pad_token_id), len(ids))
+        ]
 
     def _decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))

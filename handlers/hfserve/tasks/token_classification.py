@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -19,7 +19,7 @@ from hfserve.tasks.base import Batch, Json, Model, Refused, Target, Task, Tensor
 from hfserve.tasks.entities import STRATEGIES, Token, kind
 from hfserve.tasks.inputs import each, lone_text, stretch, text
 from hfserve.tasks.labels import find_label, read_labels
-from hfserve.tasks.pieces import encoded_row, log_odds, pieces, trimmed
+from hfserve.tasks.pieces import Piece, Row, encoded_row, log_odds, pieces, trimmed
 from hfserve.tasks.tokens import load_tokenizer, token_limit
 from hfserve.tasks.windows import Window, cut, kept, prepare, rows_by_item, without_padding
 
@@ -64,16 +64,26 @@ def _are_labels(value: object) -> bool:
 
 
 class Judged(NamedTuple):
-    """A text and its tokens, each with its (row, column) in the batch and its scores [tokens, labels]."""
+    """A text and its tokens, each with its (row, column) in the batch and its scores [tokens, labels].
+
+    rows: what targets share of a row of the batch, once the first of them is made.
+    """
 
     item: Passage
     tokens: Sequence[Token]
     places: Sequence[tuple[int, int]]
     scores: Tensor
+    rows: dict[int, tuple[Row, list[Piece]]]
 
-    def within(self, start: int, end: int) -> list[int]:
-        """Return the tokens that lie inside of a stretch of the text."""
-        return [i for i, t in enumerate(self.tokens) if t.start < t.end and start <= t.start and t.end <= end]
+    def of(self, record: Json) -> list[int]:
+        """Return the tokens of a record; those of a blank have no characters, and only such records have them."""
+        start, end, index = record["start"], record["end"], record.get("index")
+        return [
+            i
+            for i, token in enumerate(self.tokens)
+            if (token.index == index if index is not None else start <= token.start and token.end <= end)
+            and (token.start < token.end or start == end)
+        ]
 
     def over(self, start: int, end: int) -> list[int]:
         """Return the tokens that share characters with a stretch of the text."""
@@ -223,7 +233,7 @@ class TokenClassification(Task):
             judged.append(scores[row, window.columns.start : window.columns.stop][keep])
             places += [(row, column) for column in window.columns[keep]]
             tokens += self._tokens(item, window, keep, windows[0].columns.start + len(tokens), starts)
-        return Judged(item, tokens, places, torch.cat(judged))
+        return Judged(item, tokens, places, torch.cat(judged), {})
 
     def _targets(self, judged: Judged, batch: Batch, params: EntityParams, asked: Json) -> list[Target]:
         """Choose what to explain of one text."""
@@ -231,16 +241,16 @@ class TokenClassification(Task):
             return [self._stretch(judged, batch, params, asked)]
         if isinstance(asked, list):
             return [self._token(judged, batch, params, asked)]
-        records = self._read(judged, params)
+        records = self._read(judged, params if asked is None else replace(params, ignore_labels=()))
         if asked is not None:
             wanted = self._kind(asked)
             records = [r for r in records if kind(r.get("entity_group") or r["entity"]) == wanted]
-        return [self._target(judged, judged.within(r["start"], r["end"]), batch, params, r) for r in records]
+        return [self._target(judged, judged.of(r), batch, params, r) for r in records]
 
     def _stretch(self, judged: Judged, batch: Batch, params: EntityParams, asked: dict[str, Json]) -> Target:
         """Explain the label of a stretch of the text."""
         start, end = stretch(asked, ("start", "end", "label"), judged.item.text)
-        tokens = judged.within(start, end) or judged.over(start, end)
+        tokens = judged.over(start, end)
         if not tokens:
             raise Unprocessable("The model sees nothing between start and end: give the place of a word.", "target")
         return self._target(judged, tokens, batch, params, self._record(judged, tokens, asked.get("label")))
@@ -272,9 +282,8 @@ class TokenClassification(Task):
 
     def _indices(self, name: str) -> list[int]:
         """Return the labels that a name stands for: one, or all of its kind."""
-        if name in self.labels:
-            return [self.labels.index(name)]
-        return [i for i, label in enumerate(self.labels) if kind(label) == name]
+        exactly = [i for i, label in enumerate(self.labels) if label == name]
+        return exactly or [i for i, label in enumerate(self.labels) if kind(label) == name]
 
     def _target(
         self, judged: Judged, tokens: Sequence[int], batch: Batch, params: EntityParams, record: Json
@@ -286,13 +295,10 @@ class TokenClassification(Task):
         name = record.get("entity_group") or record["entity"]
         first = self.left(batch.tensors["input_ids"][row])
         columns = [judged.places[i][1] + first for i in tokens if judged.places[i][0] == row]
-        return Target(
-            name,
-            record,
-            encoded_row(self.tokenizer, window.encoding),
-            pieces(window.encoding, self.texts(item), self.left(window.encoding), _starts(item, params.delimiter)),
-            (columns, self._indices(name)),
-        )
+        if row not in judged.rows:
+            tokens_of_row = pieces(window.encoding, self.texts(item), _starts(item, params.delimiter))
+            judged.rows[row] = encoded_row(self.tokenizer, window.encoding), tokens_of_row
+        return Target(name, record, *judged.rows[row], self.left(window.encoding), (columns, self._indices(name)))
 
     def _tokens(self, item: Passage, window: Window, keep: slice, first: int, starts: Sequence[int]) -> Iterator[Token]:
         """Say of each token where it stands, and whether it goes on with a word.

@@ -98,12 +98,18 @@ def prepare(tokenizer: PreTrainedTokenizerBase) -> None:
 def _window(encoding: Any, part: int, cls: int | None) -> Window:  # noqa: ANN401  # tokenizers.Encoding
     columns = [i for i, sequence in enumerate(encoding.sequence_ids) if sequence == part]
     first, stop = (columns[0], columns[-1] + 1) if columns else (0, 0)
+    # not one that somebody typed into the text
+    own = [
+        i
+        for i, (token, part) in enumerate(zip(encoding.ids, encoding.sequence_ids, strict=True))
+        if token == cls and part is None
+    ]
     return Window(
         columns=range(first, stop),
         ids=encoding.ids[first:stop],
         offsets=encoding.offsets[first:stop],
         words=encoding.word_ids[first:stop],
-        special=encoding.ids.index(cls) if cls in encoding.ids else 0,
+        special=own[0] if own else 0,
         encoding=encoding,
     )
 
