@@ -4,6 +4,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside servers, threads that spin take the cores from them
 
 import pytest
 import transformers

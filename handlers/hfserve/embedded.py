@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hfserve.errors import TooSlow, Unprocessable
 from hfserve.tasks.base import Target, Task, Tensors
 
-LATE = "The explanation took longer than a batch may: ask for less at a time, or send a shorter text."
+LATE = "The explanation took longer than a batch may: send a shorter text, ask for one target, or give fewer n_steps."
 
 
 class Embedded:

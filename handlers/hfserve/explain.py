@@ -29,7 +29,9 @@ MEMORY = 0.25  # of what is free, for what a pass keeps for its gradients
 SLICE = 0.02  # of the time left, for a pass: time is looked at between passes
 MOST_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a pass; more only adds padding, as the device is busy
 NO_NUMBER = "The model gives no number for this input, so that nothing can be explained: send another."
-TOO_MUCH = f"There is too much to explain for one answer, of which {MOST_SHARES} numbers are the most: ask for less."
+TOO_MUCH = (
+    f"There is too much to explain for one answer, {MOST_SHARES} scores of tokens at most: ask for less at a time."
+)
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,8 @@ def _free_memory(device: torch.device) -> int:
 def record(target: Target, texts: dict[str, str], found: Attribution, method: str, cut: Truncation | None) -> Json:
     """Return the answer that an attribution is: scores with their places in the texts, the squares of which add to 1.
 
-    texts: of the item, by name; cut: what the model was not given of it. `norm` times a score is the token's share in `input_score` - `baseline_score`.
+    texts: of the item, by name; cut: what the model was not given of it. A token's score times `norm` is its share in
+    `input_score` - `baseline_score`.
     """
     norm = math.sqrt(sum(share * share for share in found.shares))
     scores = [share / norm if norm else 0.0 for share in found.shares]

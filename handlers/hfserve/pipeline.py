@@ -252,6 +252,8 @@ class Pipeline:
         """Read a call for explanations, with what it wants explained. Raises RequestError."""
         if not self.config.handler.captum_explanation:
             raise Unprocessable("Explanations are switched off (handler.captum_explanation): use /predictions.")
+        if call.target is not None and "target" in call.parameters:
+            raise BadRequest("Given beside the inputs and under parameters: give it once.", "target")
         given = {name: value for name, value in call.parameters.items() if name != "target"}
         own, how = parameters(given, self.task.Params, ExplanationParams)
         names = [spec.name for spec in fields(ExplanationParams)]

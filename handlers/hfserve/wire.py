@@ -24,6 +24,7 @@ from hfserve.views.pages import html_page
 from hfserve.views.pictures import svg_picture
 
 BODY_NAMES = ("body", "data")  # the raw body, or the form field that holds it
+FIELDS = ("parameters", "target", "format")  # of a form, beside the body
 JSON = dict.fromkeys(("application/json", "application/*", "*/*"), "json")
 FORMATS = {**JSON, "text/plain": "text"}  # media type -> format
 EXPLANATION_FORMATS = {
@@ -87,14 +88,23 @@ def _parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describ
             "No input found: send a JSON body with Content-Type: application/json, plain text, or a form field `data`."
         )
     call = forms.read(_read_body(row[name], _content_type(headers.get(name))))
-    if "parameters" in row:  # a form field beside `data`
-        parameters = row["parameters"]
-        if isinstance(parameters, str | bytes | bytearray):
-            parameters = _read_json(_text(parameters, "utf-8"), "parameters")
-        if call.parameters:
-            raise BadRequest("Given in the body and in the form field: give them once.", "parameters")
-        call = replace(call, parameters=as_object(parameters, "parameters"))
+    call = _with_fields(call, {field: value for field, value in row.items() if field != name})
     return _with_format(replace(call, explain=headers.get("explain") == "True"), str(headers.get("accept", "")))
+
+
+def _with_fields(call: Call, fields: Mapping[str, Any]) -> Call:
+    """Add what stands in form fields beside `data`."""
+    given: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name not in FIELDS:
+            raise BadRequest(f"Unknown form field: send data, {', '.join(FIELDS)}.", name)
+        if getattr(call, name):
+            raise BadRequest("Given in the body and in the form field: give them once.", name)
+        given[name] = _text(value, "utf-8") if isinstance(value, bytes | bytearray) else value
+    parameters = given.pop("parameters", call.parameters)
+    if isinstance(parameters, str):
+        parameters = _read_json(parameters, "parameters")
+    return replace(call, parameters=as_object(parameters, "parameters"), **given)
 
 
 def _with_format(call: Call, accept: str) -> Call:

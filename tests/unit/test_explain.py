@@ -279,9 +279,13 @@ def test_input_x_gradient_is_captum_s(pipeline, folders):
 def test_a_label_by_name_or_index(pipeline):
     assert why(pipeline, TEXT, target="LABEL_2") == why(pipeline, TEXT, target=2) == why(pipeline, TEXT, target="2")
     assert why(pipeline, {"text": TEXT, "target": 0}, target=2)[0]["target"] == "LABEL_0"
-    for bad in (3, -1, "LABEL_3", True, 1.0, [0], {"label": 0}, "9" * 5000):
-        assert refused(pipeline, TEXT, target=bad) == (422, "parameters.target")
-        assert refused(pipeline, [TEXT, {"text": TEXT, "target": bad}]) == (422, "inputs[1].target")
+    for bad, status in ((3, 422), (-1, 422), ("LABEL_3", 422), ("9" * 5000, 422), (True, 400), (1.0, 400), ([0], 400)):
+        assert refused(pipeline, TEXT, target=bad) == (status, "parameters.target")
+        assert refused(pipeline, [TEXT, {"text": TEXT, "target": bad}]) == (status, "inputs[1].target")
+    (twice,) = pipeline.explain([Call(TEXT, "inputs", {"target": 1}, target=0)])
+    assert (int(twice.status), twice.field) == (400, "target")
+    (beside,) = pipeline.explain([Call(TEXT, "inputs", target=2)])
+    assert beside.results[0].records[0]["target"] == "LABEL_2"
 
 
 @pytest.mark.parametrize(("problem", "labels"), [("multi_label_classification", 3), ("regression", 1)])
@@ -313,11 +317,13 @@ def test_entities_by_label_stretch_and_token(pipelines):
     (token,) = why(task, TEXT, n_steps=2, target=[1, 3])  # as TorchServe's example: [CLS] is token 0
     assert (token["prediction"]["word"], token["target"]) == ("the", "LOC")
     for bad, status in (
-        ("NOPE", 422), (9, 422), ([99, 0], 422), ([0, 0], 422), ([1], 400), ({"start": 3, "end": 3}, 400),
-        ({"start": 3, "end": 4}, 422), ({"start": 0, "end": 3, "label": "NOPE"}, 422), ({"start": 0, "end": 999}, 400),
+        ("NOPE", 422), (9, 422), ([99, 0], 422), ([0, 0], 422), ([1], 400), (True, 400), (["a", 0], 400),
+        ({"start": 3, "end": 4}, 422), ({"start": 0, "end": 3, "label": "NOPE"}, 422),
     ):  # fmt: skip
         assert refused(task, TEXT, target=bad) == (status, "parameters.target"), bad
-    assert refused(task, TEXT, target={"start": 0, "stop": 3}) == (400, "parameters.target.stop")
+    for bad, field in (({"start": 0, "stop": 3}, "stop"), ({"start": 3}, "end"), ({"start": 3, "end": 3}, "end"),
+                       ({"start": 0, "end": 999}, "end"), ({"start": -1, "end": 3}, "start")):  # fmt: skip
+        assert refused(task, TEXT, target=bad) == (400, f"parameters.target.{field}"), bad
 
 
 def test_answers_by_rank_and_stretch(pipelines):
@@ -333,7 +339,7 @@ def test_answers_by_rank_and_stretch(pipelines):
     assert start["prediction"]["answer"] == "tea"
     assert {word["field"] for word in start["words"]} == {"question", "context"}
     for bad, status in (
-        (-1, 400), ("tea", 400), (99, 422), (100, 400), ({"start": 3, "end": 4}, 422), ([1], 400), (False, 400),
+        (-1, 422), ("tea", 400), (99, 422), (100, 422), ({"start": 3, "end": 4}, 422), ([1], 400), (False, 400),
         ([], 400), ("", 400), ("9" * 5000, 400),
     ):  # fmt: skip
         assert refused(task, asked, target=bad) == (status, "parameters.target"), bad
@@ -359,7 +365,7 @@ def test_generated_text_tokens_and_texts(pipelines):
     assert {record["prediction"]["tokens"] for record in records} == {20}
     for record in records:
         assert record["prediction"]["score"] == pytest.approx(math.exp(record["input_score"]))
-    for bad, status in ((99, 422), (-1, 422), ("a " * 70, 422), ([1], 422), (True, 422)):
+    for bad, status in ((99, 422), (-1, 422), ("a " * 70, 422), ("", 422), ([1], 400), (True, 400)):
         assert refused(task, "the tea", target=bad, **greedy) == (status, "parameters.target"), bad
 
 
@@ -396,6 +402,15 @@ def test_too_much_for_one_answer_is_refused_and_its_neighbours_are_not(pipelines
     big, small = pipelines[mode].explain([Call([TEXT] * 2, "inputs", every), Call("tea", "inputs", every)])
     assert (int(big.status), big.field) == (413, "inputs[0]")
     assert isinstance(small, Answer)
+
+
+def test_thousands_of_entities_are_refused_in_time(folders):
+    """Before any of them is explained, and before their places are looked for one by one."""
+    task = load(folders["token_classification"], "token_classification")
+    every = {"aggregation_strategy": "none", "ignore_labels": []}
+    start = time.monotonic()
+    assert refused(task, "tea, " * 10_000, **every)[0] == 413
+    assert time.monotonic() < start + 20
 
 
 def test_blanks_that_are_tokens_are_explained_like_others(tmp_path):

@@ -83,6 +83,17 @@ def test_form_fields():
     assert wire.parse(row, headers) == Call("tea", "body", {"top_k": 2})
     row = {"data": "tea", "parameters": {"top_k": 2}}  # parts with a content type arrive decoded
     assert wire.parse(row, {"data": {"content-type": "text/plain"}}) == Call("tea", "body", {"top_k": 2})
+    row = {"data": bytearray(b"tea"), "target": bytearray(b"POSITIVE"), "format": bytearray(b"svg")}
+    found = wire.parse(row, {"explain": "True"})
+    assert (found.payload, found.target, found.format) == ("tea", "POSITIVE", "svg")
+    for row, field in (
+        ({"data": b"tea", "top_k": b"2"}, "top_k"),
+        ({"data": b'{"inputs": "x", "target": 1}', "target": b"0"}, "target"),
+        ({"data": b'{"inputs": "x", "parameters": {"top_k": 1}}', "parameters": b"{}"}, "parameters"),
+        ({"data": b"tea", "parameters": b"[]"}, "parameters"),
+    ):
+        refusal = wire.parse(row, {"explain": "True"})
+        assert (int(refusal.status), refusal.field) == (400, field)
 
 
 @pytest.mark.parametrize(

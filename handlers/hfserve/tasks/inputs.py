@@ -61,9 +61,15 @@ def stretch(asked: dict[str, Json], known: Sequence[str], text: str) -> tuple[in
     for name in asked:
         if name not in known:
             raise BadRequest(f"Unknown key; it has {', '.join(known)}.", f"target.{name}")
-    start, end = asked.get("start"), asked.get("end")
-    if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
-        raise BadRequest(f"Give start and end, characters of the text from 0 to {len(text)}.", "target")
+    places: list[int] = []
+    for name in ("start", "end"):
+        place = asked.get(name)
+        if type(place) is not int or not 0 <= place <= len(text):
+            raise BadRequest(f"Give a whole number from 0 to {len(text)}, a place in the text.", f"target.{name}")
+        places.append(place)
+    start, end = places
+    if not start < end:
+        raise BadRequest("It ends where it starts, or before: give a larger number.", "target.end")
     return start, end
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from hfserve.errors import ConfigError, Unprocessable
+from hfserve.errors import BadRequest, ConfigError, Unprocessable
 from hfserve.tasks.inputs import whole_number
 
 RENAMED = "index_to_name.json"
@@ -31,12 +31,14 @@ def read_labels(model_dir: Path, model: PretrainedConfig) -> list[str]:
 
 
 def find_label(labels: Sequence[str], asked: Any) -> int:  # noqa: ANN401  # as it came in a request
-    """Return the index of a label asked for by its name or its index. Raises Unprocessable."""
+    """Return the index of a label asked for by its name or its index. Raises BadRequest, or Unprocessable."""
     if asked in labels:
         return labels.index(asked)
     index = whole_number(asked)
     if type(index) is int and 0 <= index < len(labels):
         return index
+    if type(asked) not in (int, str):
+        raise BadRequest("Give the name or the index of a label.", "target")
     few = ", ".join(labels[:20]) + (" ..." if len(labels) > 20 else "")
     raise Unprocessable(f"No such label: give a name or an index from 0 to {len(labels) - 1} of {few}.", "target")
 

@@ -235,11 +235,10 @@ class QuestionAnswering(Task):
         self, rows: Sequence[int], outputs: Tensors, batch: Batch, params: AnswerParams, asked: Json
     ) -> tuple[Json, Span | None]:
         rank = 0 if asked is None else whole_number(asked)
-        if type(rank) is not int or not 0 <= rank < MOST_ANSWERS:
-            most = MOST_ANSWERS - 1
-            raise BadRequest(
-                f'Give {{"start", "end"}} in the context, or an answer\'s rank from 0 to {most}.', "target"
-            )
+        if type(rank) is not int:
+            raise BadRequest('Give {"start", "end"} in the context, or the rank of an answer, 0 the best.', "target")
+        if not 0 <= rank < MOST_ANSWERS:
+            raise Unprocessable(f"Give the rank of an answer from 0, the best, to {MOST_ANSWERS - 1}.", "target")
         found = self._found(rows, outputs, batch, params, rank + 1)
         if rank >= len(found):
             raise Unprocessable(f"There are {len(found)} answers: give a rank below that.", "target")

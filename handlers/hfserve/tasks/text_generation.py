@@ -254,10 +254,10 @@ class TextGeneration(Task):
             return list(range(min(len(ids), params.max_new_tokens or EXPLAINED_TOKENS, MOST_EXPLAINED)))
         if isinstance(asked, str):
             return list(range(len(ids)))
-        if type(asked) is not int or not 0 <= asked < len(ids):
-            raise Unprocessable(
-                f"Give a text that may follow, or the number of one of the {len(ids)} tokens written, from 0.", "target"
-            )
+        if type(asked) is not int:
+            raise BadRequest("Give a text that may follow, or the number of a token that is written.", "target")
+        if not 0 <= asked < len(ids):
+            raise Unprocessable(f"{len(ids)} tokens are written: give the number of one of them, from 0.", "target")
         return [asked]
 
     def _said(self, prompt: Prompt, written: list[int], params: GenerationParams) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -77,13 +78,13 @@ class Judged(NamedTuple):
 
     def of(self, record: Json) -> list[int]:
         """Return the tokens of a record; those of a blank have no characters, and only such records have them."""
-        start, end, index = record["start"], record["end"], record.get("index")
-        return [
-            i
-            for i, token in enumerate(self.tokens)
-            if (token.index == index if index is not None else start <= token.start and token.end <= end)
-            and (token.start < token.end or start == end)
-        ]
+        if "index" in record:
+            return [record["index"] - self.tokens[0].index]
+        start, end = record["start"], record["end"]
+        first = bisect_left(self.tokens, start, key=lambda token: token.start)  # they are in the order of the text
+        last = bisect_right(self.tokens, end, key=lambda token: token.start)
+        inside = [i for i in range(first, last) if self.tokens[i].end <= end]
+        return [i for i in inside if self.tokens[i].start < self.tokens[i].end or start == end]
 
     def over(self, start: int, end: int) -> list[int]:
         """Return the tokens that share characters with a stretch of the text."""
