@@ -156,7 +156,7 @@ def test_predictions_do_not_wait_for_explanations_of_their_batch(explaining):
         return time.monotonic() - start
 
     why, *rest = in_parallel(
-        lambda: timed(lambda: explain(explaining, [LONG] * 2, n_steps=400)),
+        lambda: timed(lambda: explain(explaining, [LONG] * 4, n_steps=900)),
         lambda: timed(lambda: explaining.ask("plain", "tea"), 0.1),
         lambda: timed(lambda: explaining.ask("plain", ["tea", "room"]), 0.1),
     )

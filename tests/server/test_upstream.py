@@ -125,9 +125,9 @@ def live(tmp_path_factory):
         yield server
 
 
-def send(live, mode: str, file: Path, *options: str) -> tuple[int, str]:
+def send(live, mode: str, file: Path, *options: str, route: str = "predictions") -> tuple[int, str]:
     """As the example's README does: a body without a content type."""
-    words = ["curl", "-sS", "-w", "%{http_code}", *options, "-X", "POST", f"{live.inference}/predictions/{mode}"]
+    words = ["curl", "-sS", "-w", "%{http_code}", *options, "-X", "POST", f"{live.inference}/{route}/{mode}"]
     done = subprocess.run([*words, "-T", str(file)], capture_output=True, text=True, check=True, timeout=60)
     return int(done.stdout[-3:]), done.stdout[:-3]
 
@@ -136,9 +136,9 @@ def send(live, mode: str, file: Path, *options: str) -> tuple[int, str]:
 def answered(live, tmp_path):
     """Send one of the example's samples, and return the body of a 200."""
 
-    def answered(mode: str, sample: str, *options: str) -> str:
+    def answered(mode: str, sample: str, *options: str, route: str = "predictions") -> str:
         (tmp_path / "sample_text.txt").write_text(sample)
-        status, body = send(live, mode, tmp_path / "sample_text.txt", *options)
+        status, body = send(live, mode, tmp_path / "sample_text.txt", *options, route=route)
         assert status == 200, body
         return body
 
@@ -182,6 +182,29 @@ def test_its_short_answers(answered, mode, sample):
         assert short in json.loads(sample)["context"]
     else:
         assert not short.startswith(("{", "[{"))
+
+
+IMPORTANCES = {
+    "sequence_classification": {"importances": "delta"},
+    "token_classification": {"importances": "delta"},
+    "question_answering": {"importances_answer_start": "delta_start", "importances_answer_end": "delta_end"},
+    "text_generation": {"importances": "delta"},
+}
+
+
+@pytest.mark.parametrize(("mode", "sample"), [(mode, sample) for mode, sample in CASES if "target" in sample])
+def test_its_samples_are_explained_in_its_shape(answered, mode, sample):
+    """Those for Captum, target included: tokens, their importances, and by how much these miss the score."""
+    as_example = ("-H", "Accept: application/vnd.torchserve+json")
+    answer = json.loads(answered(mode, sample, *as_example, route="explanations"))
+    assert answer.keys() == {"words", *IMPORTANCES[mode], *IMPORTANCES[mode].values()}
+    for importances, delta in IMPORTANCES[mode].items():
+        scores, gap = answer[importances], answer[delta]
+        if isinstance(gap, list):  # one for each entity or token that is explained; here it is one
+            (scores,), (gap,) = scores, gap
+        assert len(scores) == len(answer["words"])
+        assert sum(score**2 for score in scores) == pytest.approx(1)
+        assert abs(gap) < 1
 
 
 @pytest.mark.parametrize("mode", MODES)
