@@ -7,7 +7,6 @@ Protocol (v2) all become one `Call`, and the answer goes back in the form the re
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from email.message import Message
@@ -16,6 +15,7 @@ from socket import socket
 from typing import Any, Protocol
 
 from hfserve import forms
+from hfserve.bodies import content_type, decoded, read_body, read_json
 from hfserve.errors import BadRequest, RequestError, UnsupportedMediaType, isolated
 from hfserve.forms import Answer, Call, as_object
 from hfserve.tasks.base import Json, Task
@@ -33,7 +33,6 @@ EXPLANATION_FORMATS = {
     "image/svg+xml": "svg",
     "application/vnd.torchserve+json": "upstream",
 }
-UNTYPED = "unknown/unknown"  # a body without a content type
 
 
 class Describe:
@@ -87,7 +86,7 @@ def _parse(row: Mapping[str, Any], headers: Mapping[str, Any]) -> Call | Describ
         raise UnsupportedMediaType(
             "No input found: send a JSON body with Content-Type: application/json, plain text, or a form field `data`."
         )
-    call = forms.read(_read_body(row[name], _content_type(headers.get(name))))
+    call = forms.read(read_body(row[name], content_type(headers.get(name))))
     call = _with_fields(call, {field: value for field, value in row.items() if field != name})
     return _with_format(replace(call, explain=headers.get("explain") == "True"), str(headers.get("accept", "")))
 
@@ -100,10 +99,10 @@ def _with_fields(call: Call, fields: Mapping[str, Any]) -> Call:
             raise BadRequest(f"Unknown form field: send data, {', '.join(FIELDS)}.", name)
         if getattr(call, name):
             raise BadRequest("Given in the body and in the form field: give them once.", name)
-        given[name] = _text(value, "utf-8") if isinstance(value, bytes | bytearray) else value
+        given[name] = decoded(value, "utf-8") if isinstance(value, bytes | bytearray) else value
     parameters = given.pop("parameters", call.parameters)
     if isinstance(parameters, str):
-        parameters = _read_json(parameters, "parameters")
+        parameters = read_json(parameters, "parameters")
     return replace(call, parameters=as_object(parameters, "parameters"), **given)
 
 
@@ -119,100 +118,6 @@ def _with_format(call: Call, accept: str) -> Call:
     if asked not in offered.values():
         raise BadRequest(f"Give one of {', '.join(dict.fromkeys(offered.values()))}.", field)
     return replace(call, parameters=parameters, format=asked)
-
-
-def _content_type(part: object) -> Message:
-    """Media type and charset of a part; TorchServe keeps them under the part's name."""
-    message = Message()
-    message["content-type"] = (part.get("content-type") if isinstance(part, Mapping) else "") or UNTYPED
-    return message
-
-
-def _read_body(value: object, content_type: Message) -> Json:
-    """Turn a body into what it says: by its content type where it has one, by its look where it has none."""
-    media_type = content_type.get_content_type()
-    if media_type not in READERS:
-        known = ", ".join(kind for kind in READERS if kind != UNTYPED)
-        raise UnsupportedMediaType(f"Content type {media_type!r} is not read here: send {known}.")
-    if isinstance(value, str) and media_type == "text/plain":
-        value = value.encode()  # TorchServe decodes text as UTF-8, whatever its charset
-    if not isinstance(value, bytes | bytearray):
-        return value  # TorchServe decodes exactly application/json to what it says
-    text = _text(value, content_type.get_content_charset("utf-8"))
-    if not text.strip():
-        raise BadRequest("The body is empty: send a text, or JSON with `inputs`.")
-    return READERS[media_type](text)
-
-
-def _text(value: str | bytes | bytearray, charset: str) -> str:
-    if isinstance(value, str):
-        return value
-    try:
-        return value.decode(charset).removeprefix("\ufeff")  # a byte order mark, as files from Windows begin with
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"The body is not valid {charset} from byte {error.start} on: send UTF-8.") from None
-    except (LookupError, ValueError):  # ValueError: Python has a charset named `undefined`
-        raise UnsupportedMediaType(f"Charset {charset!r} is unknown: send UTF-8.") from None
-
-
-def _read_json(text: str, where: str = "") -> Json:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadRequest(f"Not valid JSON: {error.msg} at line {error.lineno} column {error.colno}.", where) from None
-    except (RecursionError, ValueError):
-        raise BadRequest("Not JSON we can read: nested too deep, or a number too long.", where) from None
-
-
-def _guess(text: str) -> Json:
-    """A body without a content type, as `curl -T file` sends it: JSON, TorchServe's single-quoted JSON, or a text."""
-    stripped = text.strip()
-    if stripped[0] not in "{[":
-        return text
-    for read in (json.loads, _read_quoted):
-        try:
-            return read(stripped)
-        except (RecursionError, ValueError):
-            continue
-    if OPENING.match(stripped):
-        raise BadRequest("It opens like JSON and is none: mend it, or send Content-Type: text/plain for a text.")
-    return text
-
-
-def _read_quoted(text: str) -> Json:
-    """Read `{'text': 'so', 'target': (1, 2)}` as TorchServe's sample files have it: written as JSON, then parsed."""
-    return json.loads(LITERAL.sub(_as_json, text))
-
-
-OPENING = re.compile(r"""[{\[]\s*['"]""")
-# A quoted string with its escapes, one of Python's words, a tuple's bracket with the comma that may stand before it, or
-# what stands outside of a string in no Python literal. The last ends the scan at once, which would otherwise look for
-# the end of a string from every quote on.
-LITERAL = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|\b(None|True|False)\b|(\(|,?\))|(['"\\])""", re.DOTALL)
-ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
-CONTROL = {"n": "\n", "t": "\t", "r": "\r"}
-WORDS = {"None": "null", "True": "true", "False": "false"}
-
-
-def _as_json(literal: re.Match[str]) -> str:
-    if literal[4]:
-        raise ValueError("a quote or a backslash outside of a string")
-    if literal[3]:
-        return "[" if literal[3] == "(" else "]"
-    return WORDS[literal[2]] if literal[2] else json.dumps(ESCAPE.sub(_unescape, literal[1][1:-1]))
-
-
-def _unescape(escape: re.Match[str]) -> str:
-    code = escape[1] or escape[2] or escape[3]
-    return chr(int(code, 16)) if code else CONTROL.get(escape[4], escape[4])
-
-
-READERS: dict[str, Callable[[str], Json]] = {
-    "application/json": _read_json,
-    "text/plain": lambda text: text,
-    "application/octet-stream": _guess,
-    UNTYPED: _guess,
-}
 
 
 def _preferred(accept: str, offered: Mapping[str, str]) -> str:
