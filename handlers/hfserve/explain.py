@@ -27,7 +27,8 @@ MOST_STEPS = 1000
 MOST_SHARES = 50_000  # of tokens, in the answer to a request; TorchServe loses a worker that answers more than it takes
 MEMORY = 0.25  # of what is free, for what a pass keeps for its gradients
 SLICE = 0.02  # of the time left, for a pass: time is looked at between passes
-MOST_TOKENS = {"cpu": 1024, "cuda": 65_536}  # of a pass; more only adds padding, as the device is busy
+FULL = 0.25  # seconds of a pass after which what it costs to begin one is nothing beside it; more only adds padding
+LEAST_TOKENS = 1024  # of a pass, where time and memory allow it
 NO_NUMBER = "The model gives no number for this input, so that nothing can be explained: send another."
 TOO_MUCH = (
     f"There is too much to explain for one answer, {MOST_SHARES} scores of tokens at most: ask for less at a time."
@@ -239,13 +240,12 @@ class Explainer:
 
     def _rows_at_once(self, longest: Work, deadline: float) -> int:
         """Return how many rows of a length fit into one pass, by memory and time: 1 at least."""
-        device = self.model.device
-        most: float = MOST_TOKENS.get(device.type, 1024) // longest.tokens
-        if self.longest:
-            by_memory = MEMORY * _free_memory(device) / (self.bytes * longest.tokens)
-            by_time = SLICE * (deadline - time.monotonic()) / (self.pace * longest.tokens)
-            most = min(most, by_memory, by_time)
-        return max(1, int(most))
+        if not self.longest:
+            return max(1, LEAST_TOKENS // longest.tokens)
+        left = deadline - time.monotonic()
+        by_memory = MEMORY * _free_memory(self.model.device) / self.bytes
+        tokens = min(by_memory, SLICE * left / self.pace, max(LEAST_TOKENS, FULL / self.pace))
+        return max(1, int(tokens / longest.tokens))
 
     def _weigh(self, longest: Work, deadline: float) -> None:
         """Try one row, unless a longer one was: a token of a shorter row takes less, as attention is quadratic."""
