@@ -13,6 +13,7 @@ from hfserve.views.explained import (
     Explained,
     Record,
     by_strength,
+    cut,
     facts,
     number,
     pieces,
@@ -52,8 +53,8 @@ def show(item: Explained) -> None:
     else:
         for record in item.records:
             show_record(item, record)
-    if cut := item.records[0].get("truncated"):
-        console.print(f"The model saw {cut['used']} of the {cut['tokens']} tokens.")
+    if cut(item):
+        console.print(cut(item))
 
 
 def show_record(item: Explained, record: Record) -> None:

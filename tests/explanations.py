@@ -32,9 +32,13 @@ def explained(text, *scores, **more):
     return Explained({"text": text}, [record(words(text, scores), **more)], lone=True)
 
 
-def generated(prompt, tokens):
+def generated(prompt, tokens, **more):
     """An explanation of each token that was generated."""
-    records = [record(words(prompt, (0.6, -0.8)), token, {"token": token, "score": 0.3}) for token in tokens]
+    of = {"tokens": len(tokens)}
+    records = [
+        record(words(prompt, (0.6, -0.8)), token, {"token": token, "score": 0.3, "index": i} | of, **more)
+        for i, token in enumerate(tokens)
+    ]
     return Explained({"prompt": prompt}, records, lone=False)
 
 

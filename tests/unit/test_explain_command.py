@@ -105,7 +105,7 @@ def test_what_is_rough_or_cut_is_told(printed):
     rough = record(words("tea", (1.0,)), converged=False, truncated={"tokens": 900, "used": 512})
     shown = printed(Explained({"text": "tea"}, [rough], lone=True))
     assert "Not converged, the numbers are rough: ask for more steps with --n-steps.\n" in shown
-    assert "The model saw 512 of the 900 tokens.\n" in shown
+    assert "The model saw 512 of 900 tokens.\n" in shown
     exact = printed(explained("tea", 1.0, method="occlusion", n_steps=None, converged=None))
     assert "Not converged" not in exact
     assert "Occlusion. Convergence delta" in exact

@@ -16,6 +16,7 @@ from tests.explanations import answered, explained, generated, record, words
 NASTY = "<script>alert(1)</script> \"a\" & 'b' </title></style> <img src=x onerror=alert(1)> &amp;"
 FAMILY = "👨‍👩‍👧‍👦"
 HEBREW = "המלון Hilton היה נפלא (120 שקל)."
+CUT = {"tokens": 2803, "used": 512}
 SHADES = [(scheme, score / 20) for scheme in (shades.LIGHT, shades.DARK) for score in range(-20, 21)]
 
 
@@ -158,6 +159,14 @@ def test_a_text_without_explanations_is_shown_and_says_so(show):
     assert "Nothing was found in this input" in shown
 
 
+@pytest.mark.parametrize("show", [html_page, svg_picture])
+@pytest.mark.parametrize("tokens", [1, 2, 30])
+def test_what_was_cut_is_told_once_for_each_input(show, tokens):
+    shown = show([generated("The fox", ["."] * tokens, truncated=CUT), generated("A fox", ["."])])
+    assert shown.count("The model saw 512 of 2,803 tokens.") == 1
+    assert "The model saw" not in show([explained("so", 0.4)])
+
+
 def test_every_token_of_a_generation_has_a_row():
     page = Page(html_page([generated("The quick fox", [" dog", "\n", "<b>"] * 100)]))
     assert page.shaded == ["The quick fox"] * 300
@@ -281,6 +290,12 @@ def test_plain_text_lists_the_strongest_first():
     )
 
 
+def test_plain_text_ends_with_what_was_cut():
+    shown = plain_text(generated("The fox", [".", "!"], truncated=CUT)).split("\n")
+    assert shown[-1] == "The model saw 512 of 2,803 tokens."
+    assert sum("The model saw" in line for line in shown) == 1
+
+
 def test_the_shape_of_torchserves_example():
     one = explained("so good", 0.1, 0.9)
     assert upstream_shape(one) == {"words": ["so", "good"], "importances": [0.1, 0.9], "delta": 0.003}
@@ -300,3 +315,12 @@ def test_the_shape_of_torchserves_example():
     assert upstream_shape(Explained({"text": "x"}, [], lone=False)) == {"words": [], "importances": [], "delta": []}
     apart = Explained({"text": "a b"}, [record(words("a", [0.1])), record(words("a b", [0.1, 0.2]))], lone=False)
     assert upstream_shape(apart)["words"] == [["a"], ["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [explained("so", 0.4, truncated=CUT), answered(truncated=CUT), generated("The fox", ["."], truncated=CUT)],
+    ids=["label", "answer", "tokens"],
+)
+def test_the_shape_of_torchserves_example_tells_what_was_cut(item):
+    assert upstream_shape(item)["truncated"] == CUT

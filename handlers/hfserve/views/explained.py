@@ -36,20 +36,29 @@ class Explained:
 
 
 def plain_text(item: Explained) -> str:
-    """Return a line `target score` for each explanation, then a line for each word, the strongest first."""
+    """Return a line `target score` for each explanation, then a line for each word, the strongest first.
+
+    The last line tells what was cut, if anything was.
+    """
     lines = []
     for record in item.records:
         score = record["prediction"].get("score")
         lines.append(_one_line(record["target"]) + ("" if score is None else f" {score:.2f}"))
         lines += [f"{word['score']:+.2f}\t{_one_line(word['text'])}" for word in by_strength(record["words"])]
-    return "\n".join(lines)
+    return "\n".join([*lines, *filter(None, [cut(item)])])
 
 
 def upstream_shape(item: Explained) -> dict[str, Any]:
     """Return the explanations of an input as TorchServe's example has them: tokens, their scores, and the deltas.
 
-    Several explanations share one list of words, unless each is of other tokens: then each has a list of its own.
+    What was cut is told as in a record. Several explanations share one list of words, unless each is of other tokens:
+    then each has a list of its own.
     """
+    size = _cut(item)
+    return _upstream(item) | ({"truncated": size} if size else {})
+
+
+def _upstream(item: Explained) -> dict[str, Any]:
     words = [[token["text"] for token in record["tokens"]] for record in item.records]
     importances = [[token["score"] for token in record["tokens"]] for record in item.records]
     deltas = [record["convergence_delta"] for record in item.records]
@@ -121,6 +130,16 @@ def facts(record: Record) -> str:
         f"Convergence delta {record['convergence_delta']:.2g}. "
         f"Output {record['input_score']:.3g}, {record['baseline_score']:.3g} for the baseline."
     ).replace(" -", " \u2212")
+
+
+def cut(item: Explained) -> str:
+    """Tell how much of an input the model was given; nothing where that was all of it."""
+    size = _cut(item)
+    return f"The model saw {size['used']:,} of {size['tokens']:,} tokens." if size else ""
+
+
+def _cut(item: Explained) -> Record | None:
+    return next((record["truncated"] for record in item.records if "truncated" in record), None)
 
 
 def number(score: float) -> str:

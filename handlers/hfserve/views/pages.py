@@ -10,6 +10,7 @@ from hfserve.views.explained import (
     Explained,
     Record,
     by_strength,
+    cut,
     facts,
     number,
     pieces,
@@ -133,7 +134,8 @@ def _item(item: Explained, name: str) -> str:
         body = "".join(_head(record, "h3" if name else "h2") + _body(item, record) for record in item.records)
     else:
         body = f'<ol class="rows">\n{"".join(_row(item, record) for record in item.records)}</ol>\n'
-    return f'<section class="item">\n{heading}{body}</section>\n'
+    told = f'<p class="warn">{cut(item)}</p>\n' if cut(item) else ""
+    return f'<section class="item">\n{heading}{told}{body}</section>\n'
 
 
 def _head(record: Record, tag: str) -> str:
