@@ -21,6 +21,8 @@ from hfserve.views.explained import (
     sendable,
     strongest,
     visible,
+    whole,
+    written,
 )
 from hfserve.views.pages import html_page
 from hfserve.views.pictures import svg_picture
@@ -48,7 +50,7 @@ def show(item: Explained) -> None:
     if not item.records:
         console.print("Nothing was found in this text, so nothing is explained.")
         return
-    if "token" in item.records[0]["prediction"] and len(item.records) > 1:
+    if written(item) and len(item.records) > 1:
         show_tokens(item)
     else:
         for record in item.records:
@@ -77,10 +79,8 @@ def show_record(item: Explained, record: Record) -> None:
 
 def show_tokens(item: Explained) -> None:
     """Show a prompt and what follows it, then each of its tokens with the words that spoke loudest."""
-    (prompt,) = item.texts.values()
-    written = "".join(record["target"] for record in item.records)
     console.print()
-    console.print(Text.assemble((sendable(prompt), "italic"), (sendable(written), "bold")))
+    console.print(Text.assemble(*((sendable(piece), "bold" if new else "italic") for piece, new in whole(item))))
     console.print(legend())
     table = Table(show_header=False, box=None)
     for record in item.records:

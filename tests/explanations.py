@@ -42,6 +42,18 @@ def generated(prompt, tokens, **more):
     return Explained({"prompt": prompt}, records, lone=False)
 
 
+def named(text, *names):
+    """An explanation of each entity, which are names in the text."""
+    scores = [0.3] * len(text.split())
+    found = [{"entity_group": "PER", "score": 0.9, "word": name} | place(text, name) for name in names]
+    return Explained({"text": text}, [record(words(text, scores), "PER", one) for one in found], lone=False)
+
+
+def place(text, name):
+    start = text.index(name)
+    return {"start": start, "end": start + len(name)}
+
+
 def answered(question="Where is it?", context="It is in Paris, they say.", **more):
     """The two explanations of an answer: of its start and of its end."""
     both = words(question, (0.1, 0.2, 0.3), field="question") + words(context, (0.1, -0.4, 0.2, 0.9), field="context")

@@ -11,7 +11,7 @@ from hfserve.views.layout import cells, lines, merged, ordered
 from hfserve.views.pages import html_page
 from hfserve.views.pictures import LINES, RECORDS, svg_picture
 
-from tests.explanations import answered, explained, generated, record, words
+from tests.explanations import answered, explained, generated, named, record, words
 
 NASTY = "<script>alert(1)</script> \"a\" & 'b' </title></style> <img src=x onerror=alert(1)> &amp;"
 FAMILY = "👨‍👩‍👧‍👦"
@@ -172,6 +172,34 @@ def test_every_token_of_a_generation_has_a_row():
     assert page.shaded == ["The quick fox"] * 300
     assert sum(attributes.get("class") == "row" for _, attributes in page.attributes) == 300
     assert "⏎" in page.text
+
+
+def test_before_many_explanations_stands_what_was_read_and_written():
+    page = html_page([generated("The <i> fox", [" met", " a", "\n", " <b>dog"])])
+    assert '<p class="text whole" dir="auto" lang="">The &lt;i&gt; fox<mark> met a\n &lt;b&gt;dog</mark></p>' in page
+    page = html_page([named("Ada met Ben & Cleo, not Dora.", "Ada", "Dora", "Ben", "Cleo")])
+    marked = "<mark>Ada</mark> met <mark>Ben</mark> &amp; <mark>Cleo</mark>, not <mark>Dora</mark>."
+    assert page.count(marked) == 1
+    assert page.index(marked) < page.index('<ol class="rows">')
+    assert "<mark>" not in html_page([generated("The fox", ["."])])
+
+
+@pytest.mark.parametrize(
+    ("items", "name"),
+    [
+        ([generated("The fox", [" met", " a", "\n", "dog"])], "Why the model wrote “\u2068met a dog\u2069”"),
+        ([generated("The fox", ["字" * 99] * 4)], f"Why the model wrote “\u2068{'字' * 60}…\u2069”"),
+        ([answered()], "Why the answer is “\u2068Paris\u2069”"),
+        ([named("Ada met Ben", "Ada", "Ben")], "2 entities"),
+        ([named("Ada met Ben", "Ada", "Ben"), explained("so", 0.1)], "3 explanations"),
+        ([Explained({"text": "x"}, [], lone=False)], "No explanations"),
+    ],
+)
+def test_the_heading_says_what_is_explained(items, name):
+    page = html_page(items)
+    assert f"<title>{name}</title>" in page
+    assert f"<h1>{name}</h1>" in page
+    assert f"<title>{name}</title>" in svg_picture(items)
 
 
 def test_a_word_belongs_to_the_text_it_names():

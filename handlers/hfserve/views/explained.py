@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 Record = Mapping[str, Any]  # one explanation, or one of its words
@@ -15,6 +16,7 @@ UNSENDABLE = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 JOINER = "\u200d"
 FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))  # regional indicators
+QUOTED = 60  # characters of a text in a title
 LONGEST = 64  # code points of a character; no real one is as long, and what is longer is cut
 
 
@@ -118,8 +120,32 @@ def said(record: Record) -> tuple[str, str, str]:
 
 def title(items: Sequence[Explained]) -> str:
     """Name the explanations of a request."""
-    targets = [record["target"] for item in items for record in item.records]
-    return f"Explanation of {visible(targets[0])}" if len(targets) == 1 else f"{len(targets) or 'No'} explanations"
+    records = [record for item in items for record in item.records]
+    if len(records) == 1:
+        return f"Explanation of {visible(records[0]['target'])}"
+    if len(items) == 1 and records:
+        prediction = records[0]["prediction"]
+        if written(items[0]):
+            return f"Why the model wrote {_quoted(written(items[0]))}"
+        if prediction.get("answer"):
+            return f"Why the answer is {_quoted(prediction['answer'])}"
+        if "word" in prediction:
+            return f"{len(records)} entities"
+    return f"{len(records) or 'No'} explanations"
+
+
+def written(item: Explained) -> str:
+    """Return what the model wrote behind a prompt, as far as it is explained."""
+    return "".join(record["target"] for record in item.records if {"token", "index"} <= record["prediction"].keys())
+
+
+def whole(item: Explained) -> Iterator[tuple[str, bool]]:
+    """Cut what was read and written into pieces, each with whether it is itself explained: an entity, or written."""
+    entities = [record["prediction"] for record in item.records if "start" in record["prediction"]]
+    for name, text in item.texts.items():
+        yield from ((piece, entity is not None) for piece, entity in pieces(text, name, entities))
+    if written(item):
+        yield written(item), True
 
 
 def facts(record: Record) -> str:
@@ -157,6 +183,12 @@ def visible(text: str) -> str:
     if text and not text.strip():
         return text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"})
     return _one_line(text).strip()
+
+
+def _quoted(text: str) -> str:
+    """Quote a text, or the beginning of a long one, so that its direction does not turn what is around it."""
+    start = "".join(islice(characters(visible(text)), QUOTED))
+    return f"“\u2068{start}{'…' if start != visible(text) else ''}\u2069”"
 
 
 def _one_line(text: str) -> str:

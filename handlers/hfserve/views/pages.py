@@ -19,6 +19,7 @@ from hfserve.views.explained import (
     strongest,
     title,
     visible,
+    whole,
 )
 
 FEW = 3  # explanations of an input that are shown in full; more become rows to open
@@ -66,6 +67,8 @@ th,td{text-align:start;padding:.3rem 1.5rem .3rem 0;border-bottom:1px solid var(
 th{color:var(--soft)}
 th:last-child,td:last-child{text-align:end;padding-inline-end:0}
 caption{text-align:start;color:var(--soft)}
+.whole{margin-bottom:1.5rem}
+mark{color:inherit;background:var(--wash);font-weight:650;border-radius:.2em;padding-block:.12em}
 .rows{list-style:none;margin:0;padding:0}
 .rows>li+li{border-top:1px solid var(--rule)}
 .row{padding:.4rem 0}
@@ -133,7 +136,7 @@ def _item(item: Explained, name: str) -> str:
     elif len(item.records) <= FEW:
         body = "".join(_head(record, "h3" if name else "h2") + _body(item, record) for record in item.records)
     else:
-        body = f'<ol class="rows">\n{"".join(_row(item, record) for record in item.records)}</ol>\n'
+        body = f'{_whole(item)}<ol class="rows">\n{"".join(_row(item, record) for record in item.records)}</ol>\n'
     told = f'<p class="warn">{cut(item)}</p>\n' if cut(item) else ""
     return f'<section class="item">\n{heading}{told}{body}</section>\n'
 
@@ -145,6 +148,12 @@ def _head(record: Record, tag: str) -> str:
         f'<{tag} class="head"><span class="kind">{kind}</span> {_bdi(target)} {quote}'
         f'<span class="score">{_score(record, "score ")}</span></{tag}>\n'
     )
+
+
+def _whole(item: Explained) -> str:
+    """What was read and written, once before the many explanations of its parts."""
+    shown = "".join(f"<mark>{_text(piece)}</mark>" if explained else _text(piece) for piece, explained in whole(item))
+    return f'<p class="text whole" dir="auto" lang="">{shown}</p>\n'
 
 
 def _row(item: Explained, record: Record) -> str:
