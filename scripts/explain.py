@@ -87,10 +87,16 @@ def show_tokens(item: Explained) -> None:
         loudest = [labelled(word, record) for word in by_strength(record["words"])[:TOP]]
         table.add_row(Text(visible(record["target"]), "bold"), chance(record), Text("  ").join(loudest))
     console.print(on_paper(table))
-    delta = max(abs(record["convergence_delta"]) for record in item.records)
-    method = item.records[0]["method"].replace("_", " ").capitalize()
-    console.print(Text(f"{method}. Convergence delta {delta:.2g} at most.", "dim"))
+    console.print(Text(facts_of_all(item.records), "dim"))
     warn(any(record["converged"] is False for record in item.records))
+
+
+def facts_of_all(records: Sequence[Record]) -> str:
+    """Tell how explanations were made, and how exact the worst is where their shares are to add up."""
+    method = records[0]["method"].replace("_", " ").capitalize()
+    if records[0]["converged"] is None:
+        return f"{method}."
+    return f"{method}. Convergence delta {max(abs(record['convergence_delta']) for record in records):.2g} at most."
 
 
 def legend() -> Text:

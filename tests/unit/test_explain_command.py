@@ -85,6 +85,9 @@ def test_generated_tokens_have_a_line_each(printed):
     assert shown[1] == "Once [x] upon"
     assert "upon  0.300  [x] −0.800  Once +0.600" in " ".join(shown)
     assert any(line.split()[0] == "⏎" for line in shown if line)
+    assert "Layer integrated gradients. Convergence delta 0.003 at most." in shown
+    shares = printed(generated("Once [x]", [" upon", "\n"], method="occlusion", converged=None))
+    assert "Occlusion.\n" in shares
     one = generated("Once [x]", [" upon"])
     assert "Token  upon  0.300" in printed(one)
     assert "Once[+0.600] [x][−0.800]" in printed(one)
@@ -108,7 +111,7 @@ def test_what_is_rough_or_cut_is_told(printed):
     assert "The model saw 512 of 900 tokens.\n" in shown
     exact = printed(explained("tea", 1.0, method="occlusion", n_steps=None, converged=None))
     assert "Not converged" not in exact
-    assert "Occlusion. Convergence delta" in exact
+    assert "Occlusion. Output 3.9" in exact
 
 
 @pytest.mark.parametrize(

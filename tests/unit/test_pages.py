@@ -143,7 +143,13 @@ def test_the_numbers_are_beside_the_words():
 @pytest.mark.parametrize("show", [html_page, svg_picture])
 def test_what_did_not_converge_says_so(show):
     assert "Not converged" in show([explained("so", 0.1, converged=False)])
-    assert "steps" not in show([explained("so", 0.1, converged=None, n_steps=None)])
+
+
+@pytest.mark.parametrize("show", [html_page, svg_picture])
+def test_shares_that_need_not_add_up_have_no_delta(show):
+    shown = show([explained("so", 0.1, method="occlusion", converged=None, n_steps=None)])
+    assert "Occlusion. Output 3.9, −0.2 for the baseline." in shown
+    assert "gradients, 1 step. Convergence delta" in show([explained("so", 0.1, n_steps=1)])
 
 
 @pytest.mark.parametrize("show", [html_page, svg_picture])

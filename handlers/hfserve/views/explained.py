@@ -149,11 +149,12 @@ def whole(item: Explained) -> Iterator[tuple[str, bool]]:
 
 
 def facts(record: Record) -> str:
-    """Tell in a line how an explanation was made and how exact it is."""
-    steps = f", {record['n_steps']} steps" if record["n_steps"] else ""
+    """Tell in a line how an explanation was made, and how exact it is where its shares are to add up."""
+    count = record["n_steps"]
+    steps = f", {count} step{'s' if count > 1 else ''}" if count else ""
+    delta = "" if record["converged"] is None else f"Convergence delta {record['convergence_delta']:.2g}. "
     return (
-        f"{record['method'].replace('_', ' ').capitalize()}{steps}. "
-        f"Convergence delta {record['convergence_delta']:.2g}. "
+        f"{record['method'].replace('_', ' ').capitalize()}{steps}. {delta}"
         f"Output {record['input_score']:.3g}, {record['baseline_score']:.3g} for the baseline."
     ).replace(" -", " \u2212")
 
