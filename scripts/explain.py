@@ -40,9 +40,9 @@ from scripts.server import CONFIG
 app = command()
 
 SCHEME = shades.DARK
-LISTED = 8  # words with their numbers below a text
+LISTED, LISTED_PLAIN = 8, 24  # words with their numbers below a text: below one in shades, in none
 TOP = 3  # words of a line
-WIDTH = 24  # columns of the longest bar
+WIDTH = 24  # columns of the longest bar, where a third of the console has room for it
 
 
 def show(item: Explained) -> None:
@@ -107,23 +107,25 @@ def legend() -> Text:
 
 
 def shaded(text: str, name: str, record: Record) -> Text:
-    """Return a text with its words shaded by their scores, or with these beside them where there are no colours."""
+    """Return a text with its words shaded by their scores."""
     shown = Text()
     for piece, word in pieces(text, name, record["words"]):
         part = word["score"] / (strongest(record) or 1) if word else 0.0
         shown.append(sendable(piece), look(part))
-        if word and plain() and shades.level(part, 1.0) != "z":
-            shown.append(f"[{number(word['score'])}]")
     return shown
 
 
 def bars(record: Record) -> Table:
     """Return the strongest words, each with its number and a bar; the word last, as it may run from right to left."""
+    width = min(WIDTH, console.width // 3)
     table = Table(show_header=False, box=None)
-    for word in by_strength(record["words"])[:LISTED]:
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for word in by_strength(record["words"])[: LISTED_PLAIN if plain() else LISTED]:
         part = word["score"] / (strongest(record) or 1)
         line = shades.shade(1.0 if part > 0 else -1.0, SCHEME).background
-        bar = Text("█" * round(WIDTH * abs(part)), Style(color=colour(line)))
+        bar = Text("█" * round(width * abs(part)), Style(color=colour(line)))
         table.add_row(number(word["score"]), bar, Text(visible(word["text"])))
     return table
 
@@ -179,6 +181,12 @@ def target_of(text: str) -> Any:  # noqa: ANN401  # what may be a target depends
     return value if type(value) in (int, str, list, dict) else text
 
 
+def check(path: Path | None) -> None:
+    """Refuse a file that cannot be written, before anything is asked. Raises CommandError."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise CommandError(f"Cannot write {path}: give a file in a folder that exists.")
+
+
 def save(path: Path | None, view: Callable[[Sequence[Explained]], str], item: Explained) -> None:
     """Write a view of an input's explanations to a file, if one is given. Raises CommandError."""
     if path is None:
@@ -220,6 +228,8 @@ def main(
 
       python -m scripts.explain --model text_generation --target " there was a cat" "Once upon a time"
     """
+    check(html)
+    check(svg)
     addresses = Addresses.read(config)
     mode = mode_of(addresses, model, question)
     parameters = {"method": method, "n_steps": n_steps} | ({"target": target_of(target)} if target else {})
