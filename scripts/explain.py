@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from hfserve.views import shades
 from hfserve.views.explained import (
+    NOTHING,
     Explained,
     Record,
     by_strength,
@@ -48,7 +49,7 @@ WIDTH = 24  # columns of the longest bar, where a third of the console has room 
 def show(item: Explained) -> None:
     """Show the explanations of an input: each by itself, or a line for each of the tokens that were generated."""
     if not item.records:
-        console.print("Nothing was found in this text, so nothing is explained.")
+        console.print(NOTHING)
         return
     if written(item) and len(item.records) > 1:
         show_tokens(item)

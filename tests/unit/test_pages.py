@@ -314,13 +314,15 @@ def test_words_are_ordered_as_they_are_seen(text, seen):
 
 def test_plain_text_lists_the_strongest_first():
     assert plain_text(explained("so spotless cold", 0.01, 0.72, -0.5)) == (
-        "POSITIVE 0.98\n+0.72\tspotless\n-0.50\tcold\n+0.01\tso"
+        "POSITIVE 0.980\n+0.720\tspotless\n-0.500\tcold\n+0.010\tso"
     )
-    assert plain_text(Explained({"text": "x"}, [], lone=False)) == ""
+    assert plain_text(explained("so", 0.1, prediction={"score": 0.0012})).startswith("POSITIVE 0.001\n")
+    nothing = "Nothing was found in this input, so nothing is explained."
+    assert plain_text(Explained({"text": "x"}, [], lone=False)) == nothing
     odd = [{"text": "a\n\tb\x00\u2028\ud800", "start": 0, "end": 1, "score": 0.5}]
     assert (
         plain_text(Explained({"text": "x"}, [record(odd, "\n", {"label": "x"})], lone=True))
-        == " \n+0.50\ta  b\ufffd \ufffd"
+        == " \n+0.500\ta  b\ufffd \ufffd"
     )
 
 

@@ -14,6 +14,7 @@ Record = Mapping[str, Any]  # one explanation, or one of its words
 KINDS = {"word": "Entity", "answer": "Answer", "token": "Token", "label": "Label"}  # by a key of the prediction
 UNSENDABLE = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 has no place for
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+NOTHING = "Nothing was found in this input, so nothing is explained."
 JOINER = "\u200d"
 FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))  # regional indicators
 QUOTED = 60  # characters of a text in a title
@@ -40,13 +41,13 @@ class Explained:
 def plain_text(item: Explained) -> str:
     """Return a line `target score` for each explanation, then a line for each word, the strongest first.
 
-    The last line tells what was cut, if anything was.
+    The last line tells what was cut, if anything was; the only one that there was nothing to explain.
     """
-    lines = []
+    lines = [] if item.records else [NOTHING]
     for record in item.records:
         score = record["prediction"].get("score")
-        lines.append(_one_line(record["target"]) + ("" if score is None else f" {score:.2f}"))
-        lines += [f"{word['score']:+.2f}\t{_one_line(word['text'])}" for word in by_strength(record["words"])]
+        lines.append(_one_line(record["target"]) + ("" if score is None else f" {score:.3f}"))
+        lines += [f"{word['score']:+.3f}\t{_one_line(word['text'])}" for word in by_strength(record["words"])]
     return "\n".join([*lines, *filter(None, [cut(item)])])
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from hfserve.views import shades
 from hfserve.views.explained import (
+    NOTHING,
     Explained,
     Record,
     by_strength,
@@ -132,7 +133,7 @@ def _rule(level: str, shade: shades.Shade) -> str:
 def _item(item: Explained, name: str) -> str:
     heading = f'<h2 class="input">{name}</h2>\n' if name else ""
     if not item.records:
-        body = _texts(item, None) + '<p class="warn">Nothing was found in this input, so nothing is explained.</p>\n'
+        body = _texts(item, None) + f'<p class="warn">{NOTHING}</p>\n'
     elif len(item.records) <= FEW:
         body = "".join(_head(record, "h3" if name else "h2") + _body(item, record) for record in item.records)
     else:
