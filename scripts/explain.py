@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import typer
 from hfserve.views import shades
 from hfserve.views.explained import (
+    NOTHING,
     Explained,
     Record,
     by_strength,
+    cut,
     facts,
     number,
     pieces,
@@ -20,6 +22,8 @@ from hfserve.views.explained import (
     sendable,
     strongest,
     visible,
+    whole,
+    written,
 )
 from hfserve.views.pages import html_page
 from hfserve.views.pictures import svg_picture
@@ -37,23 +41,23 @@ from scripts.server import CONFIG
 app = command()
 
 SCHEME = shades.DARK
-LISTED = 8  # words with their numbers below a text
+LISTED, LISTED_PLAIN = 8, 24  # words with their numbers below a text: below one in shades, in none
 TOP = 3  # words of a line
-WIDTH = 24  # columns of the longest bar
+WIDTH = 24  # columns of the longest bar, where a third of the console has room for it
 
 
 def show(item: Explained) -> None:
     """Show the explanations of an input: each by itself, or a line for each of the tokens that were generated."""
     if not item.records:
-        console.print("Nothing was found in this text, so nothing is explained.")
+        console.print(NOTHING)
         return
-    if "token" in item.records[0]["prediction"] and len(item.records) > 1:
+    if written(item) and len(item.records) > 1:
         show_tokens(item)
     else:
         for record in item.records:
             show_record(item, record)
-    if cut := item.records[0].get("truncated"):
-        console.print(f"The model saw {cut['used']} of the {cut['tokens']} tokens.")
+    if cut(item):
+        console.print(cut(item))
 
 
 def show_record(item: Explained, record: Record) -> None:
@@ -76,20 +80,24 @@ def show_record(item: Explained, record: Record) -> None:
 
 def show_tokens(item: Explained) -> None:
     """Show a prompt and what follows it, then each of its tokens with the words that spoke loudest."""
-    (prompt,) = item.texts.values()
-    written = "".join(record["target"] for record in item.records)
     console.print()
-    console.print(Text.assemble((sendable(prompt), "italic"), (sendable(written), "bold")))
+    console.print(Text.assemble(*((sendable(piece), "bold" if new else "italic") for piece, new in whole(item))))
     console.print(legend())
     table = Table(show_header=False, box=None)
     for record in item.records:
         loudest = [labelled(word, record) for word in by_strength(record["words"])[:TOP]]
         table.add_row(Text(visible(record["target"]), "bold"), chance(record), Text("  ").join(loudest))
     console.print(on_paper(table))
-    delta = max(abs(record["convergence_delta"]) for record in item.records)
-    method = item.records[0]["method"].replace("_", " ").capitalize()
-    console.print(Text(f"{method}. Convergence delta {delta:.2g} at most.", "dim"))
+    console.print(Text(facts_of_all(item.records), "dim"))
     warn(any(record["converged"] is False for record in item.records))
+
+
+def facts_of_all(records: Sequence[Record]) -> str:
+    """Tell how explanations were made, and how exact the worst is where their shares are to add up."""
+    method = records[0]["method"].replace("_", " ").capitalize()
+    if records[0]["converged"] is None:
+        return f"{method}."
+    return f"{method}. Convergence delta {max(abs(record['convergence_delta']) for record in records):.2g} at most."
 
 
 def legend() -> Text:
@@ -100,23 +108,25 @@ def legend() -> Text:
 
 
 def shaded(text: str, name: str, record: Record) -> Text:
-    """Return a text with its words shaded by their scores, or with these beside them where there are no colours."""
+    """Return a text with its words shaded by their scores."""
     shown = Text()
     for piece, word in pieces(text, name, record["words"]):
         part = word["score"] / (strongest(record) or 1) if word else 0.0
         shown.append(sendable(piece), look(part))
-        if word and plain() and shades.level(part, 1.0) != "z":
-            shown.append(f"[{number(word['score'])}]")
     return shown
 
 
 def bars(record: Record) -> Table:
     """Return the strongest words, each with its number and a bar; the word last, as it may run from right to left."""
+    width = min(WIDTH, console.width // 3)
     table = Table(show_header=False, box=None)
-    for word in by_strength(record["words"])[:LISTED]:
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for word in by_strength(record["words"])[: LISTED_PLAIN if plain() else LISTED]:
         part = word["score"] / (strongest(record) or 1)
         line = shades.shade(1.0 if part > 0 else -1.0, SCHEME).background
-        bar = Text("█" * round(WIDTH * abs(part)), Style(color=colour(line)))
+        bar = Text("█" * round(width * abs(part)), Style(color=colour(line)))
         table.add_row(number(word["score"]), bar, Text(visible(word["text"])))
     return table
 
@@ -172,6 +182,12 @@ def target_of(text: str) -> Any:  # noqa: ANN401  # what may be a target depends
     return value if type(value) in (int, str, list, dict) else text
 
 
+def check(path: Path | None) -> None:
+    """Refuse a file that cannot be written, before anything is asked. Raises CommandError."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise CommandError(f"Cannot write {path}: give a file in a folder that exists.")
+
+
 def save(path: Path | None, view: Callable[[Sequence[Explained]], str], item: Explained) -> None:
     """Write a view of an input's explanations to a file, if one is given. Raises CommandError."""
     if path is None:
@@ -213,6 +229,8 @@ def main(
 
       python -m scripts.explain --model text_generation --target " there was a cat" "Once upon a time"
     """
+    check(html)
+    check(svg)
     addresses = Addresses.read(config)
     mode = mode_of(addresses, model, question)
     parameters = {"method": method, "n_steps": n_steps} | ({"target": target_of(target)} if target else {})

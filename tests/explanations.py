@@ -32,10 +32,26 @@ def explained(text, *scores, **more):
     return Explained({"text": text}, [record(words(text, scores), **more)], lone=True)
 
 
-def generated(prompt, tokens):
+def generated(prompt, tokens, **more):
     """An explanation of each token that was generated."""
-    records = [record(words(prompt, (0.6, -0.8)), token, {"token": token, "score": 0.3}) for token in tokens]
+    of = {"tokens": len(tokens)}
+    records = [
+        record(words(prompt, (0.6, -0.8)), token, {"token": token, "score": 0.3, "index": i} | of, **more)
+        for i, token in enumerate(tokens)
+    ]
     return Explained({"prompt": prompt}, records, lone=False)
+
+
+def named(text, *names):
+    """An explanation of each entity, which are names in the text."""
+    scores = [0.3] * len(text.split())
+    found = [{"entity_group": "PER", "score": 0.9, "word": name} | place(text, name) for name in names]
+    return Explained({"text": text}, [record(words(text, scores), "PER", one) for one in found], lone=False)
+
+
+def place(text, name):
+    start = text.index(name)
+    return {"start": start, "end": start + len(name)}
 
 
 def answered(question="Where is it?", context="It is in Paris, they say.", **more):

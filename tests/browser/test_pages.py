@@ -72,10 +72,12 @@ def test_words_from_right_to_left_stand_so(visit, text):
 def test_a_long_generation_is_a_list_of_rows(visit):
     page = visit(html_page([generated("The quick fox " * 20, [" dog", "\n", NASTY] * 100)]), width=PHONE)
     assert page.locator(".row").count() == 300
-    assert not page.locator(".text").first.is_visible()
+    assert page.locator(".whole mark").evaluate("mark => mark.textContent") == f" dog\n{NASTY}" * 100
+    assert page.locator(".whole").is_visible()
+    assert not page.locator(".row .text").first.is_visible()
     page.locator(".row summary").first.focus()
     page.keyboard.press("Enter")
-    assert page.locator(".text").first.is_visible()
+    assert page.locator(".row .text").first.is_visible()
     assert page.evaluate(OVERFLOW) <= 0
 
 

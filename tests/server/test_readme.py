@@ -75,7 +75,7 @@ def test_the_commands_of_the_readme(place, tmp_path_factory):
     assert re.search(r"POSITIVE +0\.9\d\d", outputs[BLOCKS[0][1].replace("make test\n", "")])
     assert '[{"label": "POSITIVE", "score": 0.9' in told
     assert '{"predictions": [[{"label": "POSITIVE"' in told
-    assert re.search(r"friendly\[\+0\.\d+\]", outputs[BLOCKS[0][1].replace("make test\n", "")])
+    assert re.search(r"\+0\.\d+ +█+ +friendly", outputs[BLOCKS[0][1].replace("make test\n", "")])
     assert '{"explanations": [{"target": "POSITIVE"' in told
     assert '"outputs": [{"name": "explanation"' in told
     assert '{"words": ["The", "manual"' in told

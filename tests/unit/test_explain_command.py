@@ -19,9 +19,9 @@ from tests.explanations import answered, explained, generated, record, words
 def printed(monkeypatch):
     """A function that shows an item and returns what was printed, with or without colours."""
 
-    def show(item, colours=None):
+    def show(item, colours=None, width=100):
         file = io.StringIO()
-        console = Console(file=file, color_system=colours, force_terminal=bool(colours), width=100, highlight=False)
+        console = Console(file=file, color_system=colours, force_terminal=bool(colours), width=width, highlight=False)
         monkeypatch.setattr(explain, "console", console)
         explain.show(item)
         return file.getvalue()
@@ -42,11 +42,14 @@ def test_words_are_shaded_and_those_that_speak_for_are_underlined(printed):
 
 
 @pytest.mark.parametrize("wanted", [{"NO_COLOR": "1"}, {}])
-def test_without_colours_the_numbers_stand_in_the_text(printed, monkeypatch, wanted):
+def test_without_colours_the_text_stands_as_sent_and_the_list_is_longer(printed, monkeypatch, wanted):
     for name, value in wanted.items():
         monkeypatch.setenv(name, value)
-    shown = printed(explained("good but dull", 0.8, 0.001, -0.4), "truecolor" if wanted else None)
-    assert "good[+0.800] but dull[−0.400]\n" in shown
+    shown = printed(
+        explained("good but dull" + " so" * 12, 0.8, 0.001, -0.4, *[0.1] * 12), "truecolor" if wanted else None
+    )
+    assert "good but dull so so" in shown
+    assert shown.count("+0.100") == 12
     assert "38;2" not in shown
     assert "+ speaks for what is explained, − against it." in shown
 
@@ -61,7 +64,7 @@ def test_what_is_explained_comes_first_and_the_strongest_words_below(printed):
 
 def test_markup_and_control_characters_are_text(printed):
     shown = printed(explained("[bold]good[/bold] \x1b[31m[/]", 0.8, 0.7, target="[red]"))
-    assert "[bold]good[/bold][+0.800] \ufffd[31m[/][+0.700]" in shown
+    assert "[bold]good[/bold] \ufffd[31m[/]\n" in shown
     assert "+0.800  ████████████████████████  [bold]good[/bold]" in shown
     assert "Label  [red]  0.980" in shown
     assert "\x1b" not in shown
@@ -69,7 +72,7 @@ def test_markup_and_control_characters_are_text(printed):
 
 def test_words_from_right_to_left_stand_last_in_their_lines(printed):
     shown = printed(explained("השירות מצוין", 0.1, 0.8))
-    assert "השירות[+0.100] מצוין[+0.800]" in shown  # in the order they are read; the terminal turns them
+    assert "השירות מצוין\n" in shown  # in the order they are read; the terminal turns them
     assert "+0.800  ████████████████████████  מצוין" in shown
 
 
@@ -77,7 +80,7 @@ def test_an_answer_has_a_block_for_each_end_with_both_texts(printed):
     shown = printed(answered())
     assert shown.count("+ speaks for") == 1
     assert shown.index("Answer  start  “Paris”  0.900") < shown.index("Answer  end  “Paris”")
-    assert shown.count("question\nWhere[+0.100] is[+0.200] it?[+0.300]\ncontext\nIt[+0.100] is[−0.400]") == 2
+    assert shown.count("question\nWhere is it?\ncontext\nIt is in Paris, they say.\n") == 2
 
 
 def test_generated_tokens_have_a_line_each(printed):
@@ -85,14 +88,17 @@ def test_generated_tokens_have_a_line_each(printed):
     assert shown[1] == "Once [x] upon"
     assert "upon  0.300  [x] −0.800  Once +0.600" in " ".join(shown)
     assert any(line.split()[0] == "⏎" for line in shown if line)
+    assert "Layer integrated gradients. Convergence delta 0.003 at most." in shown
+    shares = printed(generated("Once [x]", [" upon", "\n"], method="occlusion", converged=None))
+    assert "Occlusion.\n" in shares
     one = generated("Once [x]", [" upon"])
     assert "Token  upon  0.300" in printed(one)
-    assert "Once[+0.600] [x][−0.800]" in printed(one)
+    assert "Once [x]\n" in printed(one)
 
 
 def test_nothing_found(printed):
     assert printed(Explained({"text": "tea"}, [], lone=False)) == (
-        "Nothing was found in this text, so nothing is explained.\n"
+        "Nothing was found in this input, so nothing is explained.\n"
     )
 
 
@@ -105,10 +111,10 @@ def test_what_is_rough_or_cut_is_told(printed):
     rough = record(words("tea", (1.0,)), converged=False, truncated={"tokens": 900, "used": 512})
     shown = printed(Explained({"text": "tea"}, [rough], lone=True))
     assert "Not converged, the numbers are rough: ask for more steps with --n-steps.\n" in shown
-    assert "The model saw 512 of the 900 tokens.\n" in shown
+    assert "The model saw 512 of 900 tokens.\n" in shown
     exact = printed(explained("tea", 1.0, method="occlusion", n_steps=None, converged=None))
     assert "Not converged" not in exact
-    assert "Occlusion. Convergence delta" in exact
+    assert "Occlusion. Output 3.9" in exact
 
 
 @pytest.mark.parametrize(
@@ -127,6 +133,22 @@ def test_what_is_rough_or_cut_is_told(printed):
 )
 def test_targets_as_they_are_typed(typed, meant):
     assert explain.target_of(typed) == meant
+
+
+@pytest.mark.parametrize("colours", [None, "truecolor"])
+def test_bars_fit_a_narrow_console(printed, colours):
+    shown = printed(explained("good " + "w" * 60, 0.8, 0.1), colours, width=40)
+    assert "…" not in shown
+    assert "█" * (40 // 3) in shown
+    assert shown.count("w") >= 120
+    assert "…" not in printed(generated("Once upon " + "w" * 60, [" a" * 30, " b"]), colours, width=40)
+
+
+@pytest.mark.parametrize("option", ["html", "svg"])
+@pytest.mark.parametrize("name", ["", "none/tea.html"], ids=["folder", "in no folder"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_server_is_asked(tmp_path, option, name):
+    with pytest.raises(CommandError, match="Cannot write .*: give a file in a folder that exists"):
+        explain.main("tea", config=tmp_path / "none", **{option: tmp_path / name})
 
 
 def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path):

@@ -11,11 +11,12 @@ from hfserve.views.layout import cells, lines, merged, ordered
 from hfserve.views.pages import html_page
 from hfserve.views.pictures import LINES, RECORDS, svg_picture
 
-from tests.explanations import answered, explained, generated, record, words
+from tests.explanations import answered, explained, generated, named, record, words
 
 NASTY = "<script>alert(1)</script> \"a\" & 'b' </title></style> <img src=x onerror=alert(1)> &amp;"
 FAMILY = "👨‍👩‍👧‍👦"
 HEBREW = "המלון Hilton היה נפלא (120 שקל)."
+CUT = {"tokens": 2803, "used": 512}
 SHADES = [(scheme, score / 20) for scheme in (shades.LIGHT, shades.DARK) for score in range(-20, 21)]
 
 
@@ -142,7 +143,13 @@ def test_the_numbers_are_beside_the_words():
 @pytest.mark.parametrize("show", [html_page, svg_picture])
 def test_what_did_not_converge_says_so(show):
     assert "Not converged" in show([explained("so", 0.1, converged=False)])
-    assert "steps" not in show([explained("so", 0.1, converged=None, n_steps=None)])
+
+
+@pytest.mark.parametrize("show", [html_page, svg_picture])
+def test_shares_that_need_not_add_up_have_no_delta(show):
+    shown = show([explained("so", 0.1, method="occlusion", converged=None, n_steps=None)])
+    assert "Occlusion. Output 3.9, −0.2 for the baseline." in shown
+    assert "gradients, 1 step. Convergence delta" in show([explained("so", 0.1, n_steps=1)])
 
 
 @pytest.mark.parametrize("show", [html_page, svg_picture])
@@ -158,11 +165,47 @@ def test_a_text_without_explanations_is_shown_and_says_so(show):
     assert "Nothing was found in this input" in shown
 
 
+@pytest.mark.parametrize("show", [html_page, svg_picture])
+@pytest.mark.parametrize("tokens", [1, 2, 30])
+def test_what_was_cut_is_told_once_for_each_input(show, tokens):
+    shown = show([generated("The fox", ["."] * tokens, truncated=CUT), generated("A fox", ["."])])
+    assert shown.count("The model saw 512 of 2,803 tokens.") == 1
+    assert "The model saw" not in show([explained("so", 0.4)])
+
+
 def test_every_token_of_a_generation_has_a_row():
     page = Page(html_page([generated("The quick fox", [" dog", "\n", "<b>"] * 100)]))
     assert page.shaded == ["The quick fox"] * 300
     assert sum(attributes.get("class") == "row" for _, attributes in page.attributes) == 300
     assert "⏎" in page.text
+
+
+def test_before_many_explanations_stands_what_was_read_and_written():
+    page = html_page([generated("The <i> fox", [" met", " a", "\n", " <b>dog"])])
+    assert '<p class="text whole" dir="auto" lang="">The &lt;i&gt; fox<mark> met a\n &lt;b&gt;dog</mark></p>' in page
+    page = html_page([named("Ada met Ben & Cleo, not Dora.", "Ada", "Dora", "Ben", "Cleo")])
+    marked = "<mark>Ada</mark> met <mark>Ben</mark> &amp; <mark>Cleo</mark>, not <mark>Dora</mark>."
+    assert page.count(marked) == 1
+    assert page.index(marked) < page.index('<ol class="rows">')
+    assert "<mark>" not in html_page([generated("The fox", ["."])])
+
+
+@pytest.mark.parametrize(
+    ("items", "name"),
+    [
+        ([generated("The fox", [" met", " a", "\n", "dog"])], "Why the model wrote “\u2068met a dog\u2069”"),
+        ([generated("The fox", ["字" * 99] * 4)], f"Why the model wrote “\u2068{'字' * 60}…\u2069”"),
+        ([answered()], "Why the answer is “\u2068Paris\u2069”"),
+        ([named("Ada met Ben", "Ada", "Ben")], "2 entities"),
+        ([named("Ada met Ben", "Ada", "Ben"), explained("so", 0.1)], "3 explanations"),
+        ([Explained({"text": "x"}, [], lone=False)], "No explanations"),
+    ],
+)
+def test_the_heading_says_what_is_explained(items, name):
+    page = html_page(items)
+    assert f"<title>{name}</title>" in page
+    assert f"<h1>{name}</h1>" in page
+    assert f"<title>{name}</title>" in svg_picture(items)
 
 
 def test_a_word_belongs_to_the_text_it_names():
@@ -271,14 +314,22 @@ def test_words_are_ordered_as_they_are_seen(text, seen):
 
 def test_plain_text_lists_the_strongest_first():
     assert plain_text(explained("so spotless cold", 0.01, 0.72, -0.5)) == (
-        "POSITIVE 0.98\n+0.72\tspotless\n-0.50\tcold\n+0.01\tso"
+        "POSITIVE 0.980\n+0.720\tspotless\n-0.500\tcold\n+0.010\tso"
     )
-    assert plain_text(Explained({"text": "x"}, [], lone=False)) == ""
+    assert plain_text(explained("so", 0.1, prediction={"score": 0.0012})).startswith("POSITIVE 0.001\n")
+    nothing = "Nothing was found in this input, so nothing is explained."
+    assert plain_text(Explained({"text": "x"}, [], lone=False)) == nothing
     odd = [{"text": "a\n\tb\x00\u2028\ud800", "start": 0, "end": 1, "score": 0.5}]
     assert (
         plain_text(Explained({"text": "x"}, [record(odd, "\n", {"label": "x"})], lone=True))
-        == " \n+0.50\ta  b\ufffd \ufffd"
+        == " \n+0.500\ta  b\ufffd \ufffd"
     )
+
+
+def test_plain_text_ends_with_what_was_cut():
+    shown = plain_text(generated("The fox", [".", "!"], truncated=CUT)).split("\n")
+    assert shown[-1] == "The model saw 512 of 2,803 tokens."
+    assert sum("The model saw" in line for line in shown) == 1
 
 
 def test_the_shape_of_torchserves_example():
@@ -300,3 +351,12 @@ def test_the_shape_of_torchserves_example():
     assert upstream_shape(Explained({"text": "x"}, [], lone=False)) == {"words": [], "importances": [], "delta": []}
     apart = Explained({"text": "a b"}, [record(words("a", [0.1])), record(words("a b", [0.1, 0.2]))], lone=False)
     assert upstream_shape(apart)["words"] == [["a"], ["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [explained("so", 0.4, truncated=CUT), answered(truncated=CUT), generated("The fox", ["."], truncated=CUT)],
+    ids=["label", "answer", "tokens"],
+)
+def test_the_shape_of_torchserves_example_tells_what_was_cut(item):
+    assert upstream_shape(item)["truncated"] == CUT

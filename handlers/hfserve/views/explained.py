@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 Record = Mapping[str, Any]  # one explanation, or one of its words
@@ -13,8 +14,10 @@ Record = Mapping[str, Any]  # one explanation, or one of its words
 KINDS = {"word": "Entity", "answer": "Answer", "token": "Token", "label": "Label"}  # by a key of the prediction
 UNSENDABLE = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # what XML 1.0 has no place for
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+NOTHING = "Nothing was found in this input, so nothing is explained."
 JOINER = "\u200d"
 FLAGS = "".join(map(chr, range(0x1F1E6, 0x1F200)))  # regional indicators
+QUOTED = 60  # characters of a text in a title
 LONGEST = 64  # code points of a character; no real one is as long, and what is longer is cut
 
 
@@ -36,20 +39,29 @@ class Explained:
 
 
 def plain_text(item: Explained) -> str:
-    """Return a line `target score` for each explanation, then a line for each word, the strongest first."""
-    lines = []
+    """Return a line `target score` for each explanation, then a line for each word, the strongest first.
+
+    The last line tells what was cut, if anything was; the only one that there was nothing to explain.
+    """
+    lines = [] if item.records else [NOTHING]
     for record in item.records:
         score = record["prediction"].get("score")
-        lines.append(_one_line(record["target"]) + ("" if score is None else f" {score:.2f}"))
-        lines += [f"{word['score']:+.2f}\t{_one_line(word['text'])}" for word in by_strength(record["words"])]
-    return "\n".join(lines)
+        lines.append(_one_line(record["target"]) + ("" if score is None else f" {score:.3f}"))
+        lines += [f"{word['score']:+.3f}\t{_one_line(word['text'])}" for word in by_strength(record["words"])]
+    return "\n".join([*lines, *filter(None, [cut(item)])])
 
 
 def upstream_shape(item: Explained) -> dict[str, Any]:
     """Return the explanations of an input as TorchServe's example has them: tokens, their scores, and the deltas.
 
-    Several explanations share one list of words, unless each is of other tokens: then each has a list of its own.
+    What was cut is told as in a record. Several explanations share one list of words, unless each is of other tokens:
+    then each has a list of its own.
     """
+    size = _cut(item)
+    return _upstream(item) | ({"truncated": size} if size else {})
+
+
+def _upstream(item: Explained) -> dict[str, Any]:
     words = [[token["text"] for token in record["tokens"]] for record in item.records]
     importances = [[token["score"] for token in record["tokens"]] for record in item.records]
     deltas = [record["convergence_delta"] for record in item.records]
@@ -109,18 +121,53 @@ def said(record: Record) -> tuple[str, str, str]:
 
 def title(items: Sequence[Explained]) -> str:
     """Name the explanations of a request."""
-    targets = [record["target"] for item in items for record in item.records]
-    return f"Explanation of {visible(targets[0])}" if len(targets) == 1 else f"{len(targets) or 'No'} explanations"
+    records = [record for item in items for record in item.records]
+    if len(records) == 1:
+        return f"Explanation of {visible(records[0]['target'])}"
+    if len(items) == 1 and records:
+        prediction = records[0]["prediction"]
+        if written(items[0]):
+            return f"Why the model wrote {_quoted(written(items[0]))}"
+        if prediction.get("answer"):
+            return f"Why the answer is {_quoted(prediction['answer'])}"
+        if "word" in prediction:
+            return f"{len(records)} entities"
+    return f"{len(records) or 'No'} explanations"
+
+
+def written(item: Explained) -> str:
+    """Return what the model wrote behind a prompt, as far as it is explained."""
+    return "".join(record["target"] for record in item.records if {"token", "index"} <= record["prediction"].keys())
+
+
+def whole(item: Explained) -> Iterator[tuple[str, bool]]:
+    """Cut what was read and written into pieces, each with whether it is itself explained: an entity, or written."""
+    entities = [record["prediction"] for record in item.records if "start" in record["prediction"]]
+    for name, text in item.texts.items():
+        yield from ((piece, entity is not None) for piece, entity in pieces(text, name, entities))
+    if written(item):
+        yield written(item), True
 
 
 def facts(record: Record) -> str:
-    """Tell in a line how an explanation was made and how exact it is."""
-    steps = f", {record['n_steps']} steps" if record["n_steps"] else ""
+    """Tell in a line how an explanation was made, and how exact it is where its shares are to add up."""
+    count = record["n_steps"]
+    steps = f", {count} step{'s' if count > 1 else ''}" if count else ""
+    delta = "" if record["converged"] is None else f"Convergence delta {record['convergence_delta']:.2g}. "
     return (
-        f"{record['method'].replace('_', ' ').capitalize()}{steps}. "
-        f"Convergence delta {record['convergence_delta']:.2g}. "
+        f"{record['method'].replace('_', ' ').capitalize()}{steps}. {delta}"
         f"Output {record['input_score']:.3g}, {record['baseline_score']:.3g} for the baseline."
     ).replace(" -", " \u2212")
+
+
+def cut(item: Explained) -> str:
+    """Tell how much of an input the model was given; nothing where that was all of it."""
+    size = _cut(item)
+    return f"The model saw {size['used']:,} of {size['tokens']:,} tokens." if size else ""
+
+
+def _cut(item: Explained) -> Record | None:
+    return next((record["truncated"] for record in item.records if "truncated" in record), None)
 
 
 def number(score: float) -> str:
@@ -138,6 +185,12 @@ def visible(text: str) -> str:
     if text and not text.strip():
         return text.translate({ord(" "): "␣", ord("\n"): "⏎", ord("\t"): "⇥"})
     return _one_line(text).strip()
+
+
+def _quoted(text: str) -> str:
+    """Quote a text, or the beginning of a long one, so that its direction does not turn what is around it."""
+    start = "".join(islice(characters(visible(text)), QUOTED))
+    return f"“\u2068{start}{'…' if start != visible(text) else ''}\u2069”"
 
 
 def _one_line(text: str) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from hfserve.views import shades
 from hfserve.views.explained import (
+    NOTHING,
     Explained,
     Record,
     by_strength,
+    cut,
     facts,
     number,
     pieces,
@@ -18,6 +20,7 @@ from hfserve.views.explained import (
     strongest,
     title,
     visible,
+    whole,
 )
 
 FEW = 3  # explanations of an input that are shown in full; more become rows to open
@@ -65,6 +68,8 @@ th,td{text-align:start;padding:.3rem 1.5rem .3rem 0;border-bottom:1px solid var(
 th{color:var(--soft)}
 th:last-child,td:last-child{text-align:end;padding-inline-end:0}
 caption{text-align:start;color:var(--soft)}
+.whole{margin-bottom:1.5rem}
+mark{color:inherit;background:var(--wash);font-weight:650;border-radius:.2em;padding-block:.12em}
 .rows{list-style:none;margin:0;padding:0}
 .rows>li+li{border-top:1px solid var(--rule)}
 .row{padding:.4rem 0}
@@ -128,12 +133,13 @@ def _rule(level: str, shade: shades.Shade) -> str:
 def _item(item: Explained, name: str) -> str:
     heading = f'<h2 class="input">{name}</h2>\n' if name else ""
     if not item.records:
-        body = _texts(item, None) + '<p class="warn">Nothing was found in this input, so nothing is explained.</p>\n'
+        body = _texts(item, None) + f'<p class="warn">{NOTHING}</p>\n'
     elif len(item.records) <= FEW:
         body = "".join(_head(record, "h3" if name else "h2") + _body(item, record) for record in item.records)
     else:
-        body = f'<ol class="rows">\n{"".join(_row(item, record) for record in item.records)}</ol>\n'
-    return f'<section class="item">\n{heading}{body}</section>\n'
+        body = f'{_whole(item)}<ol class="rows">\n{"".join(_row(item, record) for record in item.records)}</ol>\n'
+    told = f'<p class="warn">{cut(item)}</p>\n' if cut(item) else ""
+    return f'<section class="item">\n{heading}{told}{body}</section>\n'
 
 
 def _head(record: Record, tag: str) -> str:
@@ -143,6 +149,12 @@ def _head(record: Record, tag: str) -> str:
         f'<{tag} class="head"><span class="kind">{kind}</span> {_bdi(target)} {quote}'
         f'<span class="score">{_score(record, "score ")}</span></{tag}>\n'
     )
+
+
+def _whole(item: Explained) -> str:
+    """What was read and written, once before the many explanations of its parts."""
+    shown = "".join(f"<mark>{_text(piece)}</mark>" if explained else _text(piece) for piece, explained in whole(item))
+    return f'<p class="text whole" dir="auto" lang="">{shown}</p>\n'
 
 
 def _row(item: Explained, record: Record) -> str:

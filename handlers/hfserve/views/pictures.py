@@ -11,7 +11,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from hfserve.views import shades
-from hfserve.views.explained import Explained, Record, facts, number, pieces, said, sendable, strongest, title
+from hfserve.views.explained import (
+    NOTHING,
+    Explained,
+    Record,
+    cut,
+    facts,
+    number,
+    pieces,
+    said,
+    sendable,
+    strongest,
+    title,
+)
 from hfserve.views.layout import Cell, cells, lines, merged, ordered
 
 COLUMNS, SMALL_COLUMNS = 80, 100  # of a line, and of one in small letters
@@ -73,9 +85,11 @@ def _explanation(item: Explained, record: Record | None) -> Iterator[str]:
         if len(item.texts) > 1:
             yield _caption(name)
         yield from _shaded(text, name, record)
-    yield _caption(facts(record) if record else "Nothing was found in this input, so nothing is explained.")
+    yield _caption(facts(record) if record else NOTHING)
     if record and record["converged"] is False:
         yield _caption("Not converged. The scores are rough: ask for more steps with n_steps.")
+    if record and record is item.records[0] and cut(item):
+        yield _caption(cut(item))
 
 
 def _shaded(text: str, name: str, record: Record | None) -> Iterator[str]:
