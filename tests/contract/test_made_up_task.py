@@ -11,8 +11,9 @@ from hfserve.pace import Paced
 from hfserve.pipeline import Pipeline
 from hfserve.proof import make_goldens
 from hfserve.tasks import TASKS
-from hfserve.tasks.base import Batch, Task, choice
+from hfserve.tasks.base import Batch, Target, Task, choice
 from hfserve.tasks.inputs import each, lone_text
+from hfserve.tasks.pieces import encoded_row, pieces
 from hfserve.tasks.tokens import load_tokenizer
 
 from tests import models
@@ -46,7 +47,25 @@ class Mood(Task):
 
     def encode(self, items, params):
         options = {"padding": True, "truncation": True, "return_tensors": "pt"}
-        return Batch(dict(self.tokenizer(list(items), **options)), range(len(items)))
+        return Batch(dict(self.tokenizer(list(items), **options)), range(len(items)), list(items))
+
+    def texts(self, item):
+        return {"text": item}
+
+    def targets(self, model, batch, params, asked):
+        moods = self.decode(self.forward(model, batch, params), batch, params)
+        rows = [self.tokenizer(text).encodings[0] for text in batch.notes]
+        return [
+            [
+                Target(
+                    "mood", mood, encoded_row(self.tokenizer, row), pieces(row, self.texts(text)), self.left(row), None
+                )
+            ]
+            for mood, row, text in zip(moods, rows, batch.notes, strict=True)
+        ]
+
+    def scores(self, outputs, targets):
+        return outputs["last_hidden_state"][:, 0].mean(dim=-1)
 
     def decode(self, outputs, batch, params):
         means = outputs["last_hidden_state"][:, 0].mean(dim=-1)
@@ -81,6 +100,22 @@ def test_it_answers_in_every_form_beside_bad_rows(pipeline):
     assert told["outputs"] == [
         {"name": "mood", "shape": [2], "datatype": "FP32", "data": [record["mood"] for record in several.results]}
     ]
+
+
+def test_it_is_explained_like_any_other(pipeline):
+    lone, bad, several = pipeline.explain([Call("tea", "body"), Call(5, "body"), Call(["tea", "the room"], "inputs")])
+    assert not isinstance(bad, Answer)
+    for answer, text in ((lone.results[0], "tea"), (several.results[1], "the room")):
+        (record,) = answer.records
+        assert [word["text"] for word in record["words"]] == text.split()
+        shares = sum(token["score"] for token in record["tokens"]) * record["norm"]
+        assert shares == pytest.approx(record["input_score"] - record["baseline_score"], abs=1e-4)
+
+
+def test_a_task_without_scores_explains_nothing(pipeline, monkeypatch):
+    monkeypatch.setattr(Mood, "targets", Task.targets)
+    (answer,) = pipeline.explain([Call("tea", "body")])
+    assert int(answer.status) == 422
 
 
 def test_it_proves_itself(pipeline):
