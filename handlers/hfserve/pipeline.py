@@ -11,7 +11,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,47 +20,18 @@ import torch
 from hfserve.config import Config
 from hfserve.engines import engine_class, engines_for
 from hfserve.engines.base import Engine
-from hfserve.errors import BadRequest, ConfigError, RequestError, TooLarge, TooSlow, Unprocessable, isolated
-from hfserve.explain import MOST_SHARES, TOO_MUCH, Attribution, Explainer, ExplanationParams, record
+from hfserve.errors import ConfigError, RequestError, TooLarge, TooSlow, isolated
+from hfserve.explain import MOST_SHARES, TOO_MUCH, Attribution, Explainer, record
 from hfserve.forms import Answer, Call
 from hfserve.isolation import Halve, isolated_rows
 from hfserve.pace import Paced
 from hfserve.proof import TOLERANCE, replay
+from hfserve.reading import Asked, Reader, Row
 from hfserve.tasks import task_class
-from hfserve.tasks.base import Batch, Json, Refused, Task, Truncation, parameters
+from hfserve.tasks.base import Batch, Json, Refused, Task, Truncation
 from hfserve.views.explained import Explained
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One item of one call, on its way through the model. `place` is its index in the call, `field` names it there.
-
-    target: what the call wants explained of it, and where in the call that stands.
-    """
-
-    call: int
-    place: int
-    field: str
-    item: Any
-    target: Json = None
-    target_field: str = "parameters.target"
-
-    def blame(self, error: RequestError) -> RequestError:
-        """Name this row in an error that names nothing, and the place of its target in one that names that."""
-        if error.field.split(".")[0] == "target":
-            return type(error)(error.message, self.target_field + error.field.removeprefix("target"))
-        return error if error.field else error.under(self.field)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A call, read. `lone`: it asks of one input, and is answered by one result rather than a list."""
-
-    params: Any
-    rows: list[Row]
-    lone: bool
 
 
 @dataclass(frozen=True)
@@ -78,6 +49,7 @@ class Pipeline:
         self.task = task
         self.engine = engine
         self.config = config
+        self.reader = Reader(task, config.handler)
         self.explainer: Explainer | None = None  # made when it is first asked for: it may take time and memory
         self.pace = 0.0  # seconds a character takes in the longest row; measured by warm_up
 
@@ -137,11 +109,11 @@ class Pipeline:
 
     def answer(self, calls: Sequence[Call], deadline: float | None = None) -> list[Answer | RequestError]:
         """Answer each call, in order; a call's error is its own."""
-        return self._each(calls, self._read, self._predict, deadline)
+        return self._each(calls, self.reader.read, self._predict, deadline)
 
     def explain(self, calls: Sequence[Call], deadline: float | None = None) -> list[Answer | RequestError]:
         """Explain to each call, in order, what `answer` answers it; the results are `Explained`."""
-        return self._each(calls, self._read_why, self._explain, deadline)
+        return self._each(calls, self.reader.read_why, self._explain, deadline)
 
     def _each(
         self,
@@ -223,44 +195,6 @@ class Pipeline:
             "precision": self.config.handler.precision,
         }
 
-    def _read(self, index: int, call: Call) -> Asked:
-        """Check a call's parameters and turn its payload into rows. Raises RequestError."""
-        (params,) = parameters(call.parameters, self.task.Params)
-        self.task.check(params)
-        try:
-            self._check_count(self.task.holds(call.payload, params))  # before a million entries are looked at
-            items = self.task.parse(call.payload, params)
-            self._check_count(len(items))
-            self._check_size(list(items.values()))
-        except RequestError as error:
-            raise error.under(call.root) from None
-        fields = [BadRequest("", place).under(call.root).field for place in items]
-        rows = [Row(index, i, field, item) for i, (field, item) in enumerate(zip(fields, items.values(), strict=True))]
-        return Asked(params, rows, lone="" in items)
-
-    def _check_count(self, count: int) -> None:
-        most = self.config.handler.max_inputs
-        if count > most:
-            raise TooLarge(f"{count} inputs, and a request may have {most}: send them in parts.")
-
-    def _check_size(self, items: Sequence[Any]) -> None:
-        size, most = self._size(items), self.config.handler.max_characters
-        if size > most:
-            raise TooLarge(f"{size} characters, and a request may have {most}: send less at a time.")
-
-    def _read_why(self, index: int, call: Call) -> Asked:
-        """Read a call for explanations, with what it wants explained. Raises RequestError."""
-        if not self.config.handler.captum_explanation:
-            raise Unprocessable("Explanations are switched off (handler.captum_explanation): use /predictions.")
-        if call.target is not None and "target" in call.parameters:
-            raise BadRequest("Given beside the inputs and under parameters: give it once.", "target")
-        given = {name: value for name, value in call.parameters.items() if name != "target"}
-        own, how = parameters(given, self.task.Params, ExplanationParams)
-        names = [spec.name for spec in fields(ExplanationParams)]
-        rest = {name: value for name, value in given.items() if name not in names}
-        asked = self._read(index, replace(call, parameters=rest))
-        return Asked((own, how), [_with_target(row, call, len(asked.rows)) for row in asked.rows], asked.lone)
-
     def _in_passes(
         self, rows: Sequence[Row], step: Callable[[Sequence[Row]], list[Result]], deadline: float
     ) -> list[Result | RequestError]:
@@ -309,18 +243,6 @@ def _bounded(rows: Sequence[Row], found: Sequence[Result | RequestError]) -> lis
         row.blame(TooLarge(TOO_MUCH)) if shares[row.call] > MOST_SHARES else one
         for row, one in zip(rows, found, strict=True)
     ]
-
-
-def _with_target(row: Row, call: Call, rows: int) -> Row:
-    """Give a row what its call wants explained of it: beside its text, or for all under the parameters."""
-    payload, listed = call.payload, isinstance(call.payload, list) and len(call.payload) == rows
-    entry = payload[row.place] if listed else payload
-    if isinstance(entry, dict) and entry.get("target") is not None:
-        place = row.field if listed else call.root
-        return replace(row, target=entry["target"], target_field=BadRequest("", "target").under(place).field)
-    if call.target is not None:
-        return replace(row, target=call.target, target_field="target")
-    return replace(row, target=call.parameters.get("target"))
 
 
 def _collect(results: Mapping[int, Result | RequestError], lone: bool) -> Answer | RequestError:

@@ -150,7 +150,7 @@ def test_occlusion_is_what_the_score_loses(combination):
     if mode == "text_generation" or pipeline.explainer is None:
         pytest.skip("asked of the other modes")
     (target, *_) = pipeline._in_passes(
-        pipeline._read_why(0, Call(ASKED[mode], "", {})).rows,
+        pipeline.reader.read_why(0, Call(ASKED[mode], "", {})).rows,
         lambda rows: pipeline._targets(rows, pipeline.task.Params(), float("inf")),
         float("inf"),
     )[0].value
