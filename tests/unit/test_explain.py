@@ -115,25 +115,21 @@ def test_those_that_add_up_take_no_further_steps(hard, monkeypatch):
 
 def test_what_is_known_is_told_when_the_time_is_up(hard, monkeypatch):
     wait = threading.Event()
-    watched(hard, monkeypatch, lambda rows: wait.wait(0.004 * rows))
+    watched(hard, monkeypatch, lambda rows: wait.wait(0.02 * rows))  # all steps would take half a minute
     start = time.monotonic()
     (record,) = why(hard, TEXT, deadline=start + 3, tolerance=1e-6)
-    assert time.monotonic() < start + 3.5
+    assert time.monotonic() < start + 5
     assert record["converged"] is False
     assert 24 <= record["n_steps"] < 768
 
 
 def test_what_the_time_does_not_reach_is_504_and_the_rest_is_answered(pipeline, monkeypatch):
     wait = threading.Event()
-    watched(pipeline, monkeypatch, lambda rows: wait.wait(0.01 * rows))
+    watched(pipeline, monkeypatch, lambda rows: wait.wait(0.05 * rows))
     start = time.monotonic()
-    calls = [
-        Call("tea", "body", {"n_steps": 5}),
-        *[Call(TEXT, "body", {"n_steps": 900})] * 2,
-        Call("tea", "body", {"n_steps": 5}),
-    ]
-    first, *late, last = pipeline.explain(calls, start + 2)
-    assert time.monotonic() < start + 2.5
+    quick, slow = Call("tea", "body", {"n_steps": 5}), Call(TEXT, "body", {"n_steps": 200})  # 10 s each
+    first, *late, last = pipeline.explain([quick, slow, slow, quick], start + 3)
+    assert time.monotonic() < start + 5
     assert isinstance(first, Answer)
     assert isinstance(last, Answer)
     assert [int(answer.status) for answer in late] == [504, 504]
@@ -146,7 +142,7 @@ def test_rows_are_not_weighed_when_the_time_is_up(pipeline, monkeypatch):
     watched(pipeline, monkeypatch, lambda rows: wait.wait(0.05))
     start = time.monotonic()
     answers = pipeline.explain([Call("tea " * n, "body", {"n_steps": 50}) for n in range(1, 60)], start + 2)
-    assert time.monotonic() < start + 2.8
+    assert time.monotonic() < start + 5
     assert {int(answer.status) for answer in answers if not isinstance(answer, Answer)} == {504}
 
 
