@@ -148,12 +148,13 @@ class Work:
 
     @property
     def open(self) -> bool:
-        """Whether more steps may bring it nearer to its tolerance.
+        """Whether it has not come near enough to what its shares add up to."""
+        return isinstance(self.found, Attribution) and self.found.converged is False
 
-        They do not where two doublings in turn did not halve the gap: in bf16 that is what its numbers are rounded by.
-        """
-        stuck = len(self.gaps) > 2 and min(self.gaps[-2:]) > self.gaps[-3] / 2
-        return isinstance(self.found, Attribution) and self.found.converged is False and not stuck
+    @property
+    def stuck(self) -> bool:
+        """Whether two doublings of its steps in turn did not halve the gap."""
+        return len(self.gaps) > 2 and min(self.gaps[-2:]) > self.gaps[-3] / 2
 
     def take(self, found: Attribution | RequestError) -> None:
         """Keep what was found, unless it is that there was no time to better what is known."""
@@ -193,7 +194,8 @@ class Explainer:
                 self._round(chunk, params, steps, deadline)
             steps *= 2
             more = params.n_steps is None and steps <= MOST_STEPS
-            waiting = [work for work in waiting if work.open and more]
+            # what bf16 rounds off is no matter of steps; in fp32 a gap may well shrink late
+            waiting = [work for work in waiting if work.open and more and not (work.stuck and self.model.rounds)]
         found = {id(work.target): work.found for work in every}
         return [found[id(target)] for target in targets]
 
