@@ -10,6 +10,7 @@ import inspect
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -126,9 +127,18 @@ class Rows:
         for row, target in enumerate(targets):
             nothing[row, target.columns] = model.task.baseline
         self.inputs, self.baselines = model.embed(ids), model.embed(nothing)
+
+    @cached_property
+    def input_scores(self) -> list[float]:
+        """The scores of the inputs themselves. Raises TooSlow."""
         with torch.no_grad():
-            self.input_scores: list[float] = self.scores(self.inputs, self.every).tolist()
-            self.baseline_scores: list[float] = self.scores(self.baselines, self.every).tolist()
+            return self.scores(self.inputs, self.every).tolist()
+
+    @cached_property
+    def baseline_scores(self) -> list[float]:
+        """The scores of the baselines. Raises TooSlow."""
+        with torch.no_grad():
+            return self.scores(self.baselines, self.every).tolist()
 
     def scores(self, embeddings: Tensor, which: Tensor) -> Tensor:
         """Return the scores [n] of embeddings [n, tokens, size]; `which` [n] says of each whose it is.

@@ -219,11 +219,12 @@ class Explainer:
         self._weigh(chunk[-1], deadline)
         rows = self.model.rows([work.target for work in chunk], deadline)
         method = METHODS[params.method]
+        ends = list(zip(rows.input_scores, rows.baseline_scores, strict=True))  # first: later the time may be up
         shares = method.run(rows, steps, self._rows_at_once(chunk[-1], deadline)).cpu()
         found: list[Attribution | RequestError] = []
         for i, work in enumerate(chunk):
             own = shares[i, work.target.columns].tolist()
-            result = Attribution(own, rows.input_scores[i], rows.baseline_scores[i])
+            result = Attribution(own, *ends[i])
             if method.stepped:
                 result = replace(result, steps=steps, converged=result.within(params.tolerance or 0))
             found.append(result if result.finite else Unprocessable(NO_NUMBER))
@@ -299,7 +300,7 @@ def record(target: Target, texts: dict[str, str], found: Attribution, method: st
         "convergence_delta": found.delta,
         "n_steps": found.steps,
         "converged": found.converged,
-        **({"truncated": {"tokens": cut.tokens, "used": cut.used}} if cut else {}),
+        **({"truncated": cut.to_json()} if cut else {}),
     }
 
 

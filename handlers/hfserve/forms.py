@@ -155,7 +155,7 @@ def _mark(result: Json, cut: Truncation | None) -> Json:
         return result
     if isinstance(result, list):
         return [_mark(record, cut) for record in result]
-    return {**result, "truncated": {"tokens": cut.tokens, "used": cut.used}}
+    return {**result, "truncated": cut.to_json()}
 
 
 def _plain(call: Call, answer: Answer, task: Task, model_name: str) -> Json:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hfserve.config import HandlerConfig
@@ -53,6 +53,9 @@ class Reader:
     def read(self, index: int, call: Call) -> Asked:
         """Check a call's parameters and turn its payload into rows. Raises RequestError."""
         (params,) = parameters(call.parameters, self.task.Params)
+        return self._asked(index, call, params)
+
+    def _asked(self, index: int, call: Call, params: Any) -> Asked:  # noqa: ANN401  # of the task
         self.task.check(params)
         try:
             self._check_count(self.task.holds(call.payload, params))  # before a million entries are looked at
@@ -83,9 +86,7 @@ class Reader:
             raise BadRequest("Given beside the inputs and under parameters: give it once.", "target")
         given = {name: value for name, value in call.parameters.items() if name != "target"}
         own, how = parameters(given, self.task.Params, ExplanationParams)
-        names = [spec.name for spec in fields(ExplanationParams)]
-        rest = {name: value for name, value in given.items() if name not in names}
-        asked = self.read(index, replace(call, parameters=rest))
+        asked = self._asked(index, call, own)
         return Asked((own, how), [_with_target(row, call, len(asked.rows)) for row in asked.rows], asked.lone)
 
 

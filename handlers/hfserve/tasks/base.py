@@ -40,6 +40,10 @@ class Truncation:
     tokens: int
     used: int
 
+    def to_json(self) -> Json:
+        """Return what a record tells of it."""
+        return {"tokens": self.tokens, "used": self.used}
+
 
 @dataclass(frozen=True)
 class Batch:
